@@ -1,0 +1,171 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/kelseyhightower/envconfig"
+)
+
+// config is the whole configuration. The tags are the truth: -h and the table
+// in README.md are printed from them.
+type config struct {
+	Addr          string        `default:"127.0.0.1:3001" desc:"listen address; the image sets :3001"`
+	Token         string        `desc:"bearer token that POST /command asks for"`
+	TokenFile     string        `split_words:"true" desc:"file to read the token from, such as a mounted secret"`
+	AllowNoToken  bool          `split_words:"true" default:"false" desc:"serve a non-loopback address without a token; otherwise such a start is refused"`
+	Claude        string        `default:"claude" desc:"the Claude Code CLI: a name on PATH or a path"`
+	ClaudeArgs    string        `split_words:"true" desc:"further CLI arguments, split at spaces, such as --model opus --max-budget-usd 5"`
+	Workspace     string        `default:"." desc:"working directory of every command; the image: /workspace"`
+	MCPConfig     string        `split_words:"true" desc:"passed as --mcp-config FILE --strict-mcp-config; the image: its .mcp.json"`
+	User          string        `desc:"user that the agent runs as, needs a root server; HOME, USER and groups follow it; the image: node"`
+	Timeout       time.Duration `default:"10m" desc:"RuntimeMaxSec of one command, counted from its start, not from its place in the queue"`
+	StopGrace     time.Duration `split_words:"true" default:"5s" desc:"TimeoutStopSec: between SIGINT and SIGTERM, and between SIGTERM and SIGKILL"`
+	ExitGrace     time.Duration `split_words:"true" default:"2s" desc:"how long the CLI may stay silent after its result before it is stopped"`
+	Queue         int           `default:"8" desc:"commands that may wait while one runs; first come, first served"`
+	MaxBody       int64         `split_words:"true" default:"1048576" desc:"largest request body, bytes"`
+	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
+	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
+
+	credential *syscall.Credential // of VM_USER; nil where the agent runs as the server's own user
+	home       []string            // HOME, USER and LOGNAME of VM_USER
+}
+
+// maxBody is what the CLI surely takes: it refuses more than 10 MB (measured),
+// and JSON can make a prompt longer than its body was.
+const maxBody = 8 << 20
+
+// printUsage prints what -h shows.
+func printUsage(w io.Writer) error {
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	err := envconfig.Usagef("vm", &config{}, table, "vm-server answers POST /command by running Claude Code. It is set by environment variables:\n\n"+
+		"VARIABLE\tDEFAULT\tMEANING\n{{range .}}{{usage_key .}}\t{{usage_default .}}\t{{usage_description .}}\n{{end}}")
+	return cmp.Or(err, table.Flush())
+}
+
+// loadConfig reads the environment. Its errors name the variable and the
+// remedy and never hold the token, which is a string and so can't fail to parse.
+func loadConfig(log *slog.Logger) (*config, error) {
+	c := &config{}
+	if err := cmp.Or(envconfig.CheckDisallowed("vm", c), envconfig.Process("vm", c)); err != nil {
+		return nil, fmt.Errorf("cannot read the configuration: %w; vm-server -h lists the variables and their defaults", err)
+	}
+	return c, cmp.Or(c.readToken(), c.checkValues(log), c.findPaths(), c.findUser(log))
+}
+
+func (c *config) readToken() error {
+	if c.TokenFile == "" {
+		return nil
+	}
+	data, err := os.ReadFile(c.TokenFile)
+	if err != nil || c.Token != "" {
+		return fmt.Errorf("cannot use VM_TOKEN_FILE: %w", cmp.Or(err, errors.New("VM_TOKEN is set too, unset one of them")))
+	}
+	if c.Token = strings.TrimSpace(string(data)); c.Token == "" {
+		return fmt.Errorf("cannot use VM_TOKEN_FILE=%q: the file is empty; put the token in it", c.TokenFile)
+	}
+	return nil
+}
+
+// checkValues refuses what can't work, and what would let anybody on the
+// network run an agent.
+func (c *config) checkValues(log *slog.Logger) error {
+	host, _, err := net.SplitHostPort(c.Addr)
+	open := c.Token == "" && !isLoopback(host)
+	switch {
+	case min(c.Timeout, c.StopGrace, c.ExitGrace) <= 0:
+		return errors.New("cannot use a VM_TIMEOUT, VM_STOP_GRACE or VM_EXIT_GRACE of 0 or less: give a duration such as 5s")
+	case min(c.Heartbeat, c.ShutdownGrace) < 0:
+		return errors.New("cannot use a VM_HEARTBEAT or VM_SHUTDOWN_GRACE below 0: give a duration such as 15s, or 0")
+	case c.Queue < 0:
+		return fmt.Errorf("cannot use VM_QUEUE=%d: give 0 or more", c.Queue)
+	case c.MaxBody < 1 || c.MaxBody > maxBody:
+		return fmt.Errorf("cannot use VM_MAX_BODY=%d: give 1 to %d", c.MaxBody, maxBody)
+	case err != nil:
+		return fmt.Errorf("cannot use VM_ADDR=%q: %w; give HOST:PORT such as 127.0.0.1:3001", c.Addr, err)
+	case open && !c.AllowNoToken:
+		return fmt.Errorf("cannot serve VM_ADDR=%q without a token, as whoever reaches it could run anything: set VM_TOKEN or VM_TOKEN_FILE (or VM_ALLOW_NO_TOKEN=true, if you mean it)", c.Addr)
+	case open:
+		log.Warn("no token is set: whoever reaches the port and names a loopback Host can run anything")
+	}
+	return nil
+}
+
+// isLoopback says whether a host, without its port, can only mean this machine.
+func isLoopback(host string) bool {
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+}
+
+// findPaths makes paths absolute, as the agent starts in the workspace.
+func (c *config) findPaths() (err error) {
+	if c.Claude, err = exec.LookPath(c.Claude); err != nil {
+		return fmt.Errorf("cannot find Claude Code (VM_CLAUDE): %w; install it: npm install -g @anthropic-ai/claude-code", err)
+	}
+	for name, path := range map[string]*string{"VM_CLAUDE": &c.Claude, "VM_WORKSPACE": &c.Workspace, "VM_MCP_CONFIG": &c.MCPConfig} {
+		if *path == "" {
+			continue
+		}
+		if *path, err = filepath.Abs(*path); err == nil {
+			_, err = os.Stat(*path)
+		}
+		if err != nil {
+			return fmt.Errorf("cannot use %s: %w; create it or name another", name, err)
+		}
+	}
+	return nil
+}
+
+// findUser decides which user the agent runs as.
+func (c *config) findUser(log *slog.Logger) error {
+	self := os.Geteuid()
+	if c.User == "" {
+		if self == 0 && os.Getenv("IS_SANDBOX") != "1" {
+			log.Warn("the server is root and VM_USER is not set: Claude Code refuses to run as root; set VM_USER to an ordinary user (or IS_SANDBOX=1 where a container is the sandbox)")
+		}
+		return nil
+	}
+	account, err := user.Lookup(c.User)
+	if err != nil {
+		return fmt.Errorf("cannot use VM_USER=%q: %w; name a user of this machine", c.User, err)
+	}
+	groups, err := account.GroupIds()
+	var ids []uint32
+	for _, text := range append([]string{account.Uid, account.Gid}, groups...) {
+		id, bad := strconv.ParseUint(text, 10, 32)
+		ids, err = append(ids, uint32(id)), cmp.Or(err, bad)
+	}
+	c.home = []string{"HOME=" + account.HomeDir, "USER=" + account.Username, "LOGNAME=" + account.Username}
+	switch {
+	case err != nil:
+		return fmt.Errorf("cannot read the ids of VM_USER=%q: %w", c.User, err)
+	case self == int(ids[0]):
+		log.Warn("server and agent are the same user: the agent can stop the server; start the server as root to keep them apart")
+	case self != 0:
+		return fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; start it as root or as that user, or set VM_USER to nothing", c.User)
+	default:
+		c.credential = &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}
+	}
+	return nil
+}
+
+// agentEnv is the agent's environment: the server's without its configuration,
+// which holds the token.
+func (c *config) agentEnv() []string {
+	env := slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "VM_") })
+	return append(env, c.home...)
+}

@@ -1,0 +1,9 @@
+module cockpit-vm
+
+go 1.26
+
+require (
+	github.com/google/go-cmp v0.7.0 // indirect
+	github.com/kelseyhightower/envconfig v1.4.0 // indirect
+	github.com/oklog/run v1.2.0 // indirect
+)

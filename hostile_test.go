@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const testSession = "0d5bd9a1-6a0c-4ee8-8b5e-3b8a0c1f2e3d"
+
+// hostileClaude stands in for the CLI where that is too well-behaved: it does
+// what the prompt's first word says. The second is a marker for its processes.
+func hostileClaude() {
+	line, _ := bufio.NewReaderSize(os.Stdin, 64<<10).ReadString('\n')
+	var input struct{ Message struct{ Content string } }
+	json.Unmarshal([]byte(line), &input)
+	behaviour, marker, _ := strings.Cut(input.Message.Content, " ")
+	if behaviour == "says-nothing" {
+		return
+	}
+	emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `","mcp_servers":[{"name":"playwright","status":"connected"}]}`)
+	switch behaviour {
+	case "holds-stdout":
+		spawn(marker, false, "sleep")
+	case "daemon":
+		spawn(marker, true, "daemon")
+	case "no-environment":
+		spawn(marker, true, "sleep-without-environment")
+	case "deep":
+		spawn(marker, false, "deep", "100")
+	case "wide":
+		for range 100 {
+			spawn(marker, true, "sleep")
+		}
+	case "fork-chain":
+		spawn(marker, true, "chain")
+		time.Sleep(50 * time.Millisecond)
+	case "stopped-child":
+		spawn(marker, true, "stopped")
+	case "ignores-signals":
+		signal.Ignore(syscall.SIGINT, syscall.SIGTERM)
+		spawn(marker, true, "ignoring")
+		say("still here")
+		time.Sleep(time.Hour)
+	case "stops-itself":
+		spawn(marker, true, "sleep")
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+		time.Sleep(time.Hour)
+	case "waits":
+		spawn(marker, true, "sleep")
+		say("waiting")
+		time.Sleep(time.Hour)
+	case "tells-when-interrupted":
+		interrupted := make(chan os.Signal, 1)
+		signal.Notify(interrupted, syscall.SIGINT)
+		say("half of it")
+		<-interrupted
+		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":7,"total_cost_usd":0.5,"session_id":"` + testSession + `"}`)
+		return
+	case "closes-stdout":
+		os.Stdout.Close()
+		os.Stdout = nil // the child holds none either
+		spawn(marker, true, "sleep")
+		time.Sleep(time.Hour)
+	case "answers-and-closes-stdout":
+		result("answered")
+		os.Stdout.Close()
+		time.Sleep(time.Hour)
+	case "dies":
+		say("last words")
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		time.Sleep(time.Hour)
+	case "exits":
+		os.Stderr.WriteString("the reason")
+		os.Exit(3)
+	case "answers-and-fails":
+		result("answered")
+		os.Exit(1)
+	case "answers-and-dies":
+		result("answered")
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		time.Sleep(time.Hour)
+	case "answers-twice":
+		result("first")
+		result("second")
+		return
+	case "takes-another-turn":
+		result("first")
+		emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `","mcp_servers":[{"name":"playwright","status":"connected"}]}`)
+		time.Sleep(time.Second) // longer than the exit grace of the tests
+		result("second")
+		return
+	case "answers-and-stays":
+		spawn(marker, true, "sleep")
+		result("answered")
+		time.Sleep(time.Hour)
+	case "floods":
+		out := bufio.NewWriterSize(os.Stdout, 1<<20)
+		chunk := []byte(strings.Repeat("x", 1<<20))
+		for range 1 << 10 {
+			out.Write(chunk)
+		}
+		out.WriteString("\n")
+		out.Flush()
+	case "writes-garbage":
+		os.Stdout.WriteString("not JSON\n{\"type\":\n\x00\xff\xfe\n[1,2]\n42\nnull\n\n{\"type\":7}\n{\"type\":\"assistant\",\"message\":\"of another type\"}\n")
+	case "fills-stderr":
+		for range 1 << 12 {
+			os.Stderr.WriteString(strings.Repeat("e", 1<<10))
+		}
+		os.Stderr.WriteString("the end")
+		os.Exit(1)
+	case "key-refused":
+		for i := range 11 {
+			emit(fmt.Sprintf(`{"type":"system","subtype":"api_retry","attempt":%d,"error_status":401,"error":"authentication_failed"}`, i+1))
+			time.Sleep(50 * time.Millisecond)
+		}
+		time.Sleep(time.Hour)
+	case "not-logged-in":
+		emit(`{"type":"assistant","error":"authentication_failed","message":{"content":[{"type":"text","text":"Not logged in"}]}}`)
+		emit(`{"type":"result","subtype":"success","is_error":true,"result":"Not logged in"}`)
+		os.Exit(1)
+	case "reports-an-error":
+		emit(`{"type":"result","subtype":"success","is_error":true,"result":"API Error: 529 overloaded"}`)
+		os.Exit(1)
+	case "unknown-session":
+		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,"errors":["No conversation found with session ID: x"]}`)
+		os.Exit(1)
+	case "describes-itself":
+		directory, _ := os.Getwd()
+		group, _ := syscall.Getpgid(0)
+		data, _ := json.Marshal(map[string]any{"args": os.Args[1:], "env": os.Environ(), "dir": directory, "leads": group == os.Getpid(),
+			"uid": os.Getuid(), "gid": os.Getgid()})
+		result(string(data))
+		return
+	case "sleeps":
+		duration, _ := time.ParseDuration(marker)
+		time.Sleep(duration)
+	case "emits":
+		count, _ := strconv.Atoi(marker)
+		out := bufio.NewWriterSize(os.Stdout, 1<<20)
+		line := `{"type":"user","message":{"content":"` + strings.Repeat("x", 1000) + `"}}` + "\n"
+		for range count {
+			out.WriteString(line)
+		}
+		out.Flush()
+	}
+	say("a subagent's words are not the agent's") // told apart by their parent
+	emit(`{"type":"assistant","parent_tool_use_id":"toolu_1","message":{"content":[{"type":"text","text":"subagent"}]}}`)
+	say(behaviour)
+	result(behaviour)
+}
+
+func emit(line string) { os.Stdout.WriteString(line + "\n") }
+
+func say(text string) {
+	emit(`{"type":"assistant","session_id":"` + testSession + `","message":{"content":[{"type":"text","text":"` + text + `"}]}}`)
+}
+
+func result(text string) {
+	data, _ := json.Marshal(text)
+	emit(`{"is_error":false,"result":` + string(data) + `,"num_turns":2,"total_cost_usd":0.25,"session_id":"` + testSession + `","subtype":"success","type":"result"}`)
+}
+
+// spawn starts a descendant, which holds stdout as the CLI's tools do.
+func spawn(marker string, session bool, args ...string) {
+	path, _ := os.Executable()
+	cmd := exec.Command(path, append([]string{"descend", marker}, args...)...)
+	if os.Stdout != nil {
+		cmd.Stdout = os.Stdout
+	}
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: session}
+	if args[0] == "sleep-without-environment" {
+		cmd.Env = []string{"NOTHING=1"}
+	}
+	if err := cmd.Start(); err != nil {
+		fmt.Fprintln(os.Stderr, "cannot spawn:", err)
+		os.Exit(9)
+	}
+}
+
+// descend is a process below the hostile claude.
+func descend(args []string) {
+	marker := args[0]
+	switch args[1] {
+	case "daemon": // double fork, as daemons do
+		spawn(marker, true, "sleep")
+		return
+	case "deep":
+		if left, _ := strconv.Atoi(args[2]); left > 0 {
+			spawn(marker, left%2 == 0, "deep", strconv.Itoa(left-1))
+		}
+	case "stopped":
+		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
+	case "ignoring":
+		signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	case "chain":
+		// Forks and exits without end, so that whoever looks finds only the dead.
+		// Raw system calls only: the child of a fork has one thread and no runtime.
+		// The last one stays, for the control to find.
+		for range 30000 {
+			if pid, _, _ := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0); pid != 0 {
+				syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
+			}
+			syscall.RawSyscall(syscall.SYS_SETSID, 0, 0, 0)
+		}
+		syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+	}
+	time.Sleep(time.Hour)
+}
