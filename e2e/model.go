@@ -12,6 +12,7 @@
 //	tool: NAME JSON       any other tool
 //	wait: DURATION        nothing is said for so long
 //	say: TEXT             the text of the last turn
+//	recall                says the conversation's first prompt
 //
 // The last turn says the text of `say`, else what the last tool returned, else
 // the prompt itself. The key "wrong-key" is answered 401.
@@ -128,6 +129,9 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	answer, pause := next(prompt, done, last)
+	if first, _, _ := conversation(request.Messages[:min(1, len(request.Messages))]); prompt == "recall" {
+		answer.Text = first
+	}
 	reply := map[string]any{
 		"id": fmt.Sprintf("msg_%d", time.Now().UnixNano()), "type": "message", "role": "assistant", "model": request.Model,
 		"content": []block{}, "stop_reason": nil, "stop_sequence": nil, "usage": map[string]int{"input_tokens": 100, "output_tokens": 10},

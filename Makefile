@@ -1,0 +1,43 @@
+# make run     set everything up and start the server on 127.0.0.1:3001
+# make test    everything that can be checked without a container engine
+# make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
+.POSIX:
+.PHONY: setup build run test unit e2e lint bench fuzz clean
+
+VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/vm-server .
+	CGO_ENABLED=0 go build -trimpath -o bin/model ./e2e
+
+setup:
+	scripts/setup
+
+run: setup build
+	scripts/run
+
+test: setup lint unit e2e
+
+lint:
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	go vet ./...
+	go run $(STATICCHECK) ./...
+	scripts/shellcheck
+
+unit:
+	go test -race -count=1 .
+
+e2e: build
+	go test -count=1 -timeout 20m -v ./e2e
+
+bench:
+	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
+	go test -run '^$$' -bench 'Flood|Stubborn' -benchtime 3x .
+
+fuzz:
+	go test -run '^$$' -fuzz FuzzDecodeCommand -fuzztime $${FUZZTIME:-10m} .
+	go test -run '^$$' -fuzz FuzzReadLines -fuzztime $${FUZZTIME:-10m} .
+
+clean:
+	rm -rf bin node_modules workspace .run

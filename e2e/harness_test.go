@@ -1,0 +1,314 @@
+// The tests of the parts together: the built vm-server, the real Claude Code
+// CLI, the real Playwright MCP and the real Chromium; only the model is scripted.
+//
+// They run against bin/vm-server or, where E2E_IMAGE names an image, against a
+// container of it, by E2E_ENGINE (docker or podman).
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// vm is a running vm-server.
+type vm struct {
+	t         *testing.T
+	url       string
+	model     *model
+	modelURL  string
+	dir       string // on this machine: holds workspace and home
+	workspace string // as the agent sees it
+	container string
+	cmd       *exec.Cmd // the server, or the engine's attached client
+	log       *buffer
+	mark      string
+	done      chan struct{}
+}
+
+type buffer struct {
+	mu   sync.Mutex
+	data bytes.Buffer
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data.Write(p)
+}
+
+func (b *buffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data.String()
+}
+
+var image, engine = os.Getenv("E2E_IMAGE"), os.Getenv("E2E_ENGINE")
+
+// need skips a test whose part is not here, with the reason; in CI it fails.
+func need(t *testing.T, path, remedy string) {
+	t.Helper()
+	if _, err := os.Stat(path); err != nil && image == "" {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("%v: %s", err, remedy)
+		}
+		t.Skipf("%v: %s", err, remedy)
+	}
+}
+
+// root is the folder of the project.
+func root(t *testing.T) string {
+	t.Helper()
+	path, err := filepath.Abs("..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// agentEnv is the environment for the CLI: nothing of the machine's, and no way
+// to a network but the scripted model.
+func agentEnv(modelURL string) []string {
+	return []string{"ANTHROPIC_BASE_URL=" + modelURL, "ANTHROPIC_API_KEY=dummy-key", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"}
+}
+
+// newDir makes the folders of a vm, for whoever the agent is.
+func newDir(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, name := range []string{"workspace", "home", "tmp"} {
+		path := filepath.Join(dir, name)
+		if err := os.Mkdir(path, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if image != "" {
+			os.Chown(path, 1000, 1000)
+		}
+	}
+	return dir
+}
+
+// start starts a server; env overrides what the tests set.
+func start(t *testing.T, env ...string) *vm {
+	t.Helper()
+	return startIn(t, newDir(t), env...)
+}
+
+func startIn(t *testing.T, dir string, env ...string) *vm {
+	t.Helper()
+	need(t, "../bin/vm-server", "make build")
+	need(t, "../node_modules/.bin/claude", "make setup")
+	m := &model{}
+	server := httptest.NewServer(m)
+	t.Cleanup(server.Close)
+	v := &vm{t: t, model: m, modelURL: server.URL, dir: dir, workspace: dir + "/workspace", log: &buffer{},
+		mark: "E2E_MARK=" + strconv.FormatInt(time.Now().UnixNano(), 36), done: make(chan struct{})}
+	env = append(append(agentEnv(server.URL), v.mark, "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=3s"), env...)
+	if image != "" {
+		v.workspace = "/workspace"
+		v.cmd = v.containerCommand(env)
+	} else {
+		v.cmd = exec.Command(root(t) + "/bin/vm-server")
+		v.cmd.Dir = dir
+		v.cmd.Env = append([]string{"PATH=" + root(t) + "/node_modules/.bin:" + os.Getenv("PATH"), "HOME=" + dir + "/home", "TMPDIR=" + dir + "/tmp",
+			"VM_WORKSPACE=" + v.workspace, "VM_MCP_CONFIG=" + root(t) + "/.mcp.json"}, env...)
+		if os.Getuid() == 0 {
+			v.cmd.Env = append(v.cmd.Env, "IS_SANDBOX=1")
+		}
+	}
+	v.cmd.Stderr = v.log
+	if err := v.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		v.cmd.Wait()
+		close(v.done)
+	}()
+	t.Cleanup(v.stop)
+	v.eventually("the server listens", func() bool {
+		_, rest, found := strings.Cut(v.log.String(), "msg=listening addr=")
+		addr, _, _ := strings.Cut(rest, " ")
+		v.url = "http://" + addr
+		return found || v.ended()
+	})
+	if v.ended() {
+		t.Fatalf("the server ended:\n%s", v.log)
+	}
+	return v
+}
+
+// containerCommand runs the image as compose.yaml does: read-only, with three
+// capabilities. The host's network, as the model listens on its loopback.
+func (v *vm) containerCommand(env []string) *exec.Cmd {
+	v.container = "e2e-" + strings.ToLower(v.mark[len("E2E_MARK="):])
+	args := []string{"run", "--rm", "--name", v.container, "--network=host", "--read-only", "--tmpfs=/tmp:exec", "--shm-size=64m", "--pids-limit=512",
+		"--cap-drop=ALL", "--cap-add=SETUID", "--cap-add=SETGID", "--cap-add=KILL", "--security-opt=no-new-privileges",
+		"--volume=" + v.dir + "/workspace:/workspace", "--volume=" + v.dir + "/home:/home/node"}
+	for _, entry := range env {
+		args = append(args, "--env="+entry)
+	}
+	return exec.Command(engine, append(args, image)...)
+}
+
+func (v *vm) ended() bool {
+	select {
+	case <-v.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// signal signals the server.
+func (v *vm) signal(name string, sig syscall.Signal) {
+	if v.container != "" {
+		exec.Command(engine, "kill", "--signal="+name, v.container).Run()
+		return
+	}
+	v.cmd.Process.Signal(sig)
+}
+
+// stop ends the server as an operator would; afterwards nothing may be left.
+func (v *vm) stop() {
+	v.signal("TERM", syscall.SIGTERM)
+	select {
+	case <-v.done:
+	case <-time.After(60 * time.Second):
+		v.t.Error("the server did not stop within a minute")
+		v.signal("KILL", syscall.SIGKILL)
+		<-v.done
+	}
+	v.nothingLeft()
+	if v.t.Failed() {
+		v.t.Logf("the server's log:\n%s", v.log)
+	}
+}
+
+// left lists the processes of this run but the server, by this test's own look.
+func (v *vm) left() []string {
+	if v.container == "" {
+		return markedProcesses(v.mark, v.cmd.Process.Pid)
+	}
+	if v.ended() {
+		return nil // and with PID 1 all processes of its namespace
+	}
+	output, err := exec.Command(engine, "top", v.container, "-eo", "pid,args").Output()
+	if engine == "podman" {
+		output, err = exec.Command(engine, "top", v.container, "pid", "args").Output()
+	}
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for _, line := range strings.Split(strings.TrimSpace(string(output)), "\n")[1:] {
+		if !strings.Contains(line, "vm-server") {
+			list = append(list, line)
+		}
+	}
+	return list
+}
+
+// markedProcesses lists those with the mark in their environment, the server's
+// children, and the zombies among them.
+func markedProcesses(mark string, server int) (list []string) {
+	paths, _ := filepath.Glob("/proc/[0-9]*")
+	for _, path := range paths {
+		pid, _ := strconv.Atoi(filepath.Base(path))
+		environ, _ := os.ReadFile(path + "/environ")
+		stat, _ := os.ReadFile(path + "/stat")
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		isChild := len(fields) > 1 && fields[1] == strconv.Itoa(server)
+		if pid != server && (bytes.Contains(environ, []byte(mark)) || isChild) {
+			args, _ := os.ReadFile(path + "/cmdline")
+			list = append(list, fmt.Sprintf("%d %s", pid, bytes.ReplaceAll(args, []byte{0}, []byte{' '})))
+		}
+	}
+	return list
+}
+
+func (v *vm) nothingLeft() {
+	v.t.Helper()
+	if list := v.left(); len(list) > 0 {
+		v.t.Errorf("%d processes are left:\n%s", len(list), strings.Join(list, "\n"))
+	}
+}
+
+func (v *vm) eventually(what string, condition func() bool) {
+	v.t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			v.t.Fatalf("it never came that %s; the server's log:\n%s", what, v.log)
+		}
+	}
+}
+
+// answer is what POST /command answers.
+type answer struct {
+	Status     string `json:"status"`
+	Result     string `json:"result"`
+	SessionID  string `json:"session_id"`
+	DurationMS int    `json:"duration_ms"`
+	MCPServers []struct {
+		Name, Status string
+	} `json:"mcp_servers"`
+	Error struct{ Code, Message string } `json:"error"`
+}
+
+// post sends a command and returns its answer and the body as it came.
+func (v *vm) post(ctx context.Context, command, session string, header ...string) (a answer, body string, err error) {
+	request := map[string]string{"command": command}
+	if session != "" {
+		request["session_id"] = session
+	}
+	data, _ := json.Marshal(request)
+	r, err := http.NewRequestWithContext(ctx, http.MethodPost, v.url+"/command", bytes.NewReader(data))
+	if err != nil {
+		return a, "", err
+	}
+	r.Header.Set("Content-Type", "application/json")
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	response, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return a, "", err
+	}
+	defer response.Body.Close()
+	data, err = io.ReadAll(response.Body)
+	if err == nil && len(header) == 0 {
+		err = json.Unmarshal(data, &a)
+	}
+	return a, string(data), err
+}
+
+// ask sends a command, wants the status, and looks for what is left.
+func (v *vm) ask(status, command string) answer {
+	v.t.Helper()
+	return v.askIn(status, command, "")
+}
+
+func (v *vm) askIn(status, command, session string) answer {
+	v.t.Helper()
+	a, body, err := v.post(context.Background(), command, session)
+	if err != nil {
+		v.t.Fatalf("%v; the server's log:\n%s", err, v.log)
+	}
+	if a.Status != status {
+		v.t.Errorf("%.200s: status %q, want %q: %.2000s", command, a.Status, status, body)
+	}
+	v.nothingLeft()
+	return a
+}
