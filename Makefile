@@ -5,7 +5,7 @@
 .PHONY: setup build run test unit e2e lint bench fuzz clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
-STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.7.0
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/vm-server .
@@ -41,3 +41,11 @@ fuzz:
 
 clean:
 	rm -rf bin node_modules workspace .run
+
+# The image, built and tested with docker or podman, whichever works here.
+.PHONY: image image-test
+image:
+	scripts/image
+
+image-test: setup build
+	scripts/image-test

@@ -101,7 +101,8 @@ func newDir(t *testing.T) string {
 	return dir
 }
 
-// start starts a server; env overrides what the tests set.
+// start starts a server; env overrides what the tests set. An entry that begins
+// with -- is an argument for the container engine.
 func start(t *testing.T, env ...string) *vm {
 	t.Helper()
 	return startIn(t, newDir(t), env...)
@@ -158,7 +159,10 @@ func (v *vm) containerCommand(env []string) *exec.Cmd {
 		"--cap-drop=ALL", "--cap-add=SETUID", "--cap-add=SETGID", "--cap-add=KILL", "--security-opt=no-new-privileges",
 		"--volume=" + v.dir + "/workspace:/workspace", "--volume=" + v.dir + "/home:/home/node"}
 	for _, entry := range env {
-		args = append(args, "--env="+entry)
+		if !strings.HasPrefix(entry, "--") {
+			entry = "--env=" + entry
+		}
+		args = append(args, entry)
 	}
 	return exec.Command(engine, append(args, image)...)
 }

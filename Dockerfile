@@ -1,0 +1,52 @@
+# vm-server with Claude Code, Playwright MCP, Chromium, Node.js and git.
+# Lines stand in the order in which they change: a change of Go code rebuilds
+# two small layers.
+
+FROM --platform=$BUILDPLATFORM docker.io/library/golang:1.26-bookworm AS build
+WORKDIR /src
+COPY go.mod go.sum ./
+RUN go mod download
+COPY *.go ./
+ARG TARGETARCH
+ARG VERSION=dev
+RUN CGO_ENABLED=0 GOOS=linux GOARCH=$TARGETARCH go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /vm-server .
+
+FROM docker.io/library/node:24-bookworm
+# Debian's Chromium, as Google's has no arm64 build; fonts, or pages show boxes.
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends chromium fonts-liberation ripgrep \
+    && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf
+
+# The versions are in package.json and its lock file, and nowhere else.
+WORKDIR /opt/cockpit-vm
+COPY package.json package-lock.json ./
+RUN npm ci --no-audit --no-fund && npm cache clean --force && rm -rf /root/.npm /tmp/*
+
+# What the agent may not change is root's; what it may is its own. The system's
+# git configuration is the weakest: a user's own wins over it.
+RUN git config --system safe.directory '*' \
+    && git config --system user.name 'Claude Code' \
+    && git config --system user.email 'claude@localhost' \
+    && install -d -o node -g node /workspace
+COPY .mcp.json /etc/cockpit-vm/mcp.json
+COPY --chmod=755 entrypoint.sh /usr/local/bin/entrypoint.sh
+ENV PATH=/opt/cockpit-vm/node_modules/.bin:$PATH \
+    DISABLE_AUTOUPDATER=1 \
+    CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 \
+    VM_ADDR=:3001 \
+    VM_USER=node \
+    VM_WORKSPACE=/workspace \
+    VM_MCP_CONFIG=/etc/cockpit-vm/mcp.json
+WORKDIR /workspace
+VOLUME ["/workspace", "/home/node"]
+EXPOSE 3001
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:3001/healthz"]
+ENTRYPOINT ["entrypoint.sh"]
+CMD ["vm-server"]
+LABEL org.opencontainers.image.title="cockpit-vm" \
+      org.opencontainers.image.description="Runs Claude Code for POST /command and leaves no process behind"
+
+COPY --from=build /vm-server /usr/local/bin/vm-server
+ARG VERSION=dev
+LABEL org.opencontainers.image.version=$VERSION
