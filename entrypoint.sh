@@ -16,7 +16,8 @@ if [ "$(id -u)" != 0 ]; then
 	for dir in "$workspace" "${HOME:-/}"; do
 		[ -w "$dir" ] || say "$dir is not writable for uid $(id -u): make it so, or start the container as root"
 	done
-	exec setpriv --no-new-privs -- "$@"
+	# Some engines hand capabilities that were added to a user who is not root.
+	exec setpriv --no-new-privs --inh-caps=-all --ambient-caps=-all -- "$@"
 fi
 
 if [ -n "$user" ]; then
