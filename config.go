@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -15,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/kelseyhightower/envconfig"
@@ -49,60 +47,44 @@ type config struct {
 // and JSON can make a prompt longer than its body was.
 const maxBody = 8 << 20
 
-// printUsage prints what -h shows.
-func printUsage(w io.Writer) error {
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	err := envconfig.Usagef("vm", &config{}, table, "vm-server answers POST /command by running Claude Code. It is set by environment variables:\n\n"+
-		"VARIABLE\tDEFAULT\tMEANING\n{{range .}}{{usage_key .}}\t{{usage_default .}}\t{{usage_description .}}\n{{end}}")
-	return cmp.Or(err, table.Flush())
-}
+// usage is the format of what -h prints.
+const usage = "vm-server answers POST /command by running Claude Code. It is set by environment variables:\n" +
+	"{{range .}}\n{{usage_key .}}{{with usage_default .}} (default {{.}}){{end}}\n  {{usage_description .}}\n{{end}}"
 
-// loadConfig reads the environment. Its errors name the variable and the
+// loadConfig reads the environment, and refuses what can't work or would let
+// anybody on the network run an agent. Its errors name the variable and the
 // remedy and never hold the token, which is a string and so can't fail to parse.
 func loadConfig(log *slog.Logger) (*config, error) {
 	c := &config{}
 	if err := cmp.Or(envconfig.CheckDisallowed("vm", c), envconfig.Process("vm", c)); err != nil {
 		return nil, fmt.Errorf("cannot read the configuration: %w; vm-server -h lists the variables and their defaults", err)
 	}
-	return c, cmp.Or(c.readToken(), c.checkValues(log), c.findPaths(), c.findUser(log))
-}
-
-func (c *config) readToken() error {
-	if c.TokenFile == "" {
-		return nil
+	twoTokens := c.Token != "" && c.TokenFile != ""
+	if c.TokenFile != "" && !twoTokens {
+		data, err := os.ReadFile(c.TokenFile)
+		if c.Token = strings.TrimSpace(string(data)); c.Token == "" {
+			return nil, fmt.Errorf("cannot use VM_TOKEN_FILE: %w; put the token in it", cmp.Or(err, errors.New("the file is empty")))
+		}
 	}
-	data, err := os.ReadFile(c.TokenFile)
-	if err != nil || c.Token != "" {
-		return fmt.Errorf("cannot use VM_TOKEN_FILE: %w", cmp.Or(err, errors.New("VM_TOKEN is set too, unset one of them")))
-	}
-	if c.Token = strings.TrimSpace(string(data)); c.Token == "" {
-		return fmt.Errorf("cannot use VM_TOKEN_FILE=%q: the file is empty; put the token in it", c.TokenFile)
-	}
-	return nil
-}
-
-// checkValues refuses what can't work, and what would let anybody on the
-// network run an agent.
-func (c *config) checkValues(log *slog.Logger) error {
 	host, _, err := net.SplitHostPort(c.Addr)
 	open := c.Token == "" && !isLoopback(host)
 	switch {
+	case twoTokens:
+		return nil, errors.New("cannot use VM_TOKEN and VM_TOKEN_FILE together: unset one")
 	case min(c.Timeout, c.StopGrace, c.ExitGrace) <= 0:
-		return errors.New("cannot use a VM_TIMEOUT, VM_STOP_GRACE or VM_EXIT_GRACE of 0 or less: give a duration such as 5s")
-	case min(c.Heartbeat, c.ShutdownGrace) < 0:
-		return errors.New("cannot use a VM_HEARTBEAT or VM_SHUTDOWN_GRACE below 0: give a duration such as 15s, or 0")
-	case c.Queue < 0:
-		return fmt.Errorf("cannot use VM_QUEUE=%d: give 0 or more", c.Queue)
+		return nil, errors.New("cannot use a VM_TIMEOUT, VM_STOP_GRACE or VM_EXIT_GRACE of 0 or less: give a duration such as 5s")
+	case min(c.Heartbeat, c.ShutdownGrace) < 0 || c.Queue < 0:
+		return nil, errors.New("cannot use a VM_HEARTBEAT, VM_SHUTDOWN_GRACE or VM_QUEUE below 0: give 0 or more")
 	case c.MaxBody < 1 || c.MaxBody > maxBody:
-		return fmt.Errorf("cannot use VM_MAX_BODY=%d: give 1 to %d", c.MaxBody, maxBody)
+		return nil, fmt.Errorf("cannot use VM_MAX_BODY=%d: give 1 to %d", c.MaxBody, maxBody)
 	case err != nil:
-		return fmt.Errorf("cannot use VM_ADDR=%q: %w; give HOST:PORT such as 127.0.0.1:3001", c.Addr, err)
+		return nil, fmt.Errorf("cannot use VM_ADDR=%q: %w; give HOST:PORT such as 127.0.0.1:3001", c.Addr, err)
 	case open && !c.AllowNoToken:
-		return fmt.Errorf("cannot serve VM_ADDR=%q without a token, as whoever reaches it could run anything: set VM_TOKEN or VM_TOKEN_FILE (or VM_ALLOW_NO_TOKEN=true, if you mean it)", c.Addr)
+		return nil, fmt.Errorf("cannot serve VM_ADDR=%q without a token, as whoever reaches it could run anything: set VM_TOKEN or VM_TOKEN_FILE (or VM_ALLOW_NO_TOKEN=true, if you mean it)", c.Addr)
 	case open:
 		log.Warn("no token is set: whoever reaches the port and names a loopback Host can run anything")
 	}
-	return nil
+	return c, cmp.Or(c.findPaths(), c.findUser(log))
 }
 
 // isLoopback says whether a host, without its port, can only mean this machine.
@@ -153,12 +135,12 @@ func (c *config) findUser(log *slog.Logger) error {
 	switch {
 	case err != nil:
 		return fmt.Errorf("cannot read the ids of VM_USER=%q: %w", c.User, err)
-	case self == int(ids[0]):
-		log.Warn("server and agent are the same user: the agent can stop the server; start the server as root to keep them apart")
-	case self != 0:
+	case self == 0:
+		c.credential = &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}
+	case self != int(ids[0]):
 		return fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; start it as root or as that user, or set VM_USER to nothing", c.User)
 	default:
-		c.credential = &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}
+		log.Warn("server and agent are the same user: the agent can stop the server; start the server as root to keep them apart")
 	}
 	return nil
 }

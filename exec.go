@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -36,12 +37,12 @@ func fail(code, format string, args ...any) error {
 
 // agent is one Claude Code process, which answers one prompt.
 type agent struct {
-	pid    int
-	stdin  io.WriteCloser
-	pipes  []io.Closer
-	events <-chan event // one for each line of stdout; closed at its end
-	stderr <-chan tail  // its last bytes, once it has ended
-	exited <-chan syscall.WaitStatus
+	process *os.Process
+	stdin   io.WriteCloser
+	pipes   []io.Closer
+	events  <-chan event // one for each line of stdout; closed at its end
+	stderr  <-chan tail  // its last bytes, once it has ended
+	exited  <-chan syscall.WaitStatus
 }
 
 // startAgent executes Claude Code directly, in a process group of its own. It
@@ -60,9 +61,9 @@ func (s *server) startAgent(session string) (*agent, error) {
 	stdin, err1 := cmd.StdinPipe()
 	stdout, err2 := cmd.StdoutPipe()
 	stderr, err3 := cmd.StderrPipe()
-	pid, exited, err := 0, (<-chan syscall.WaitStatus)(nil), cmp.Or(err1, err2, err3)
+	process, exited, err := (*os.Process)(nil), (<-chan syscall.WaitStatus)(nil), cmp.Or(err1, err2, err3)
 	if err == nil {
-		pid, exited, err = s.children.start(cmd)
+		process, exited, err = s.children.start(cmd)
 	}
 	if err != nil {
 		return nil, fail("agent_crashed", "cannot start Claude Code: %v; see VM_CLAUDE, VM_WORKSPACE and VM_USER, and the limits of processes and memory", err)
@@ -77,7 +78,7 @@ func (s *server) startAgent(session string) (*agent, error) {
 		io.Copy(&end, stderr)
 		ended <- end
 	}()
-	return &agent{pid, stdin, []io.Closer{stdin, stdout, stderr}, events, ended, exited}, nil
+	return &agent{process, stdin, []io.Closer{stdin, stdout, stderr}, events, ended, exited}, nil
 }
 
 // prompt hands over the prompt without waiting for the CLI to read it, and
@@ -140,6 +141,7 @@ func (a *agent) close() {
 	for _, pipe := range a.pipes {
 		pipe.Close()
 	}
+	a.process.Release()
 }
 
 // end waits for the CLI to end, or for ctx and then goes down the stop ladder,
@@ -149,7 +151,8 @@ func (s *server) end(ctx context.Context, a *agent, t *transcript) {
 		select {
 		case t.exit = <-a.exited:
 		case <-ctx.Done():
-			s.children.signal(a.pid, sig)
+			a.process.Signal(sig)
+			a.process.Signal(syscall.SIGCONT) // as systemd does: a stopped process would not act on it
 			grace, cancel := context.WithTimeout(context.Background(), s.cfg.StopGrace)
 			defer cancel()
 			ctx = grace

@@ -49,18 +49,12 @@ type queue struct {
 	changed chan struct{} // closed and replaced at each change
 }
 
-// queueState is a look at the queue.
-type queueState struct {
-	length  int
-	place   int // the asker's own, -1 for none
-	closed  string
-	changed <-chan struct{}
-}
-
-func (q *queue) look(c *command) queueState {
+// look tells how many are there, which place is c's (-1 for none), why nobody
+// may enter any more, and what is closed at the next change of any of these.
+func (q *queue) look(c *command) (length, place int, closed string, changed <-chan struct{}) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return queueState{len(q.places), slices.Index(q.places, c), q.closed, q.changed}
+	return len(q.places), slices.Index(q.places, c), q.closed, q.changed
 }
 
 func (q *queue) change(f func()) {
@@ -127,11 +121,10 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func (s *server) health(w http.ResponseWriter) {
-	queue := s.queue.look(nil)
-	state := map[string]any{"status": "ok", "busy": queue.length > 0, "queued": max(0, queue.length-1), "version": version}
-	status := http.StatusOK
-	if queue.closed != "" {
-		status, state["status"], state["reason"] = http.StatusServiceUnavailable, "unavailable", queue.closed
+	length, _, closed, _ := s.queue.look(nil)
+	status, state := http.StatusOK, map[string]any{"status": "ok", "busy": length > 0, "queued": max(0, length-1), "version": version}
+	if closed != "" {
+		status, state["status"], state["reason"] = http.StatusServiceUnavailable, "unavailable", closed
 	}
 	writeJSON(w, status, state)
 }
@@ -247,20 +240,20 @@ func (s *server) command(w http.ResponseWriter, r *http.Request) {
 // await returns when it is c's turn, or why it gets none.
 func (s *server) await(ctx context.Context, c *command, out *reply) error {
 	for told := 0; ; {
-		queue := s.queue.look(c)
+		_, place, closed, changed := s.queue.look(c)
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case queue.place == 0:
+		case place == 0:
 			return nil
-		case queue.closed != "":
+		case closed != "":
 			return errShuttingDown
-		case queue.place != told:
-			told = queue.place
-			out.event("queued", fmt.Appendf(nil, `{"position":%d}`, told))
+		case place != told:
+			told = place
+			out.event("queued", fmt.Appendf(nil, `{"position":%d}`, place))
 		}
 		select {
-		case <-queue.changed:
+		case <-changed:
 		case <-ctx.Done():
 		}
 	}

@@ -16,6 +16,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/kelseyhightower/envconfig"
 	actors "github.com/oklog/run"
 )
 
@@ -35,7 +36,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	switch flag := strings.Join(args, " "); flag {
 	case "":
 	case "-h", "-help", "--help":
-		return printUsage(stdout)
+		return envconfig.Usagef("vm", &config{}, stdout, usage)
 	case "-version", "--version":
 		_, err := fmt.Fprintln(stdout, "vm-server", version)
 		return err
@@ -119,12 +120,12 @@ func (s *server) serve(ctx context.Context) error {
 func (s *server) drain(web *http.Server, signals <-chan os.Signal) {
 	s.queue.close("the server is stopping")
 	for grace := time.After(s.cfg.ShutdownGrace); ; {
-		state := s.queue.look(nil)
-		if state.length == 0 {
+		length, _, _, changed := s.queue.look(nil)
+		if length == 0 {
 			break
 		}
 		select {
-		case <-state.changed:
+		case <-changed:
 		case <-grace:
 			s.abort(errShuttingDown)
 		case <-signals:

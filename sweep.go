@@ -28,7 +28,7 @@ func prctl(option, value uintptr) error {
 // children is the one place that starts this process's children, signals them
 // and waits for them. Nothing else may wait, or it would take their statuses.
 type children struct {
-	// mu is held from fork until the child is known, while a signal is on its way
+	// mu is held from fork until the child is known, while kill looks and kills,
 	// and while statuses are collected, so that a child's pid always means that
 	// child: the kernel frees a pid only when its status is collected.
 	mu     sync.Mutex
@@ -36,25 +36,16 @@ type children struct {
 	exited chan syscall.WaitStatus
 }
 
-// start starts the command. The channel gets its status, once.
-func (c *children) start(cmd *exec.Cmd) (pid int, exited <-chan syscall.WaitStatus, err error) {
+// start starts the command. The channel gets its status, once. The process is
+// only for Signal, which by its pidfd can't meet another process.
+func (c *children) start(cmd *exec.Cmd) (*os.Process, <-chan syscall.WaitStatus, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := cmd.Start(); err != nil {
-		return 0, nil, err
+		return nil, nil, err
 	}
 	c.main, c.exited = cmd.Process.Pid, make(chan syscall.WaitStatus, 1)
-	return c.main, c.exited, cmd.Process.Release()
-}
-
-// signal signals the child that start started, unless it has ended.
-func (c *children) signal(pid int, sig syscall.Signal) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if pid == c.main {
-		syscall.Kill(pid, sig)
-		syscall.Kill(pid, syscall.SIGCONT) // as systemd does: a stopped process would not act on it
-	}
+	return cmd.Process, c.exited, nil
 }
 
 // reap collects the status of every child that has ended. None left, not even
