@@ -29,7 +29,7 @@ unit:
 	go test -race -count=1 .
 
 e2e: build
-	go test -count=1 -timeout 20m -v ./e2e
+	go test -count=1 -timeout 20m -v -skip '^TestImage' ./e2e
 
 bench:
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .

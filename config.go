@@ -38,6 +38,7 @@ type config struct {
 	MaxBody       int64         `split_words:"true" default:"1048576" desc:"largest request body, bytes"`
 	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
 	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
+	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY set: the agent gets a placeholder and a loopback base URL, the server alone holds the key"`
 
 	credential *syscall.Credential // of VM_USER; nil where the agent runs as the server's own user
 	home       []string            // HOME, USER and LOGNAME of VM_USER
@@ -84,6 +85,13 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	case open:
 		log.Warn("no token is set: whoever reaches the port and names a loopback Host can run anything")
 	}
+	for _, name := range []string{"CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN"} {
+		if os.Getenv(name) != "" {
+			log.Warn("the agent can read these credentials, as only ANTHROPIC_API_KEY can be kept from it", "variable", name)
+			c.KeyProxy = c.KeyProxy && !strings.HasPrefix(name, "CLAUDE_CODE_USE_")
+		}
+	}
+	c.KeyProxy = c.KeyProxy && os.Getenv("ANTHROPIC_API_KEY") != ""
 	return c, cmp.Or(c.findPaths(), c.findUser(log))
 }
 
@@ -146,7 +154,7 @@ func (c *config) findUser(log *slog.Logger) error {
 }
 
 // agentEnv is the agent's environment: the server's without its configuration,
-// which holds the token.
+// which holds the token. Of a variable that is there twice the last counts.
 func (c *config) agentEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "VM_") })
 	return append(env, c.home...)

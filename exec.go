@@ -45,9 +45,10 @@ type agent struct {
 	exited  <-chan syscall.WaitStatus
 }
 
-// startAgent executes Claude Code directly, in a process group of its own. It
-// waits for a prompt; session is the conversation to continue, if any.
-func (s *server) startAgent(session string) (*agent, error) {
+// startAgent executes Claude Code directly, in a process group of its own, with
+// env besides the usual. It waits for a prompt; session is the conversation to
+// continue, if any.
+func (s *server) startAgent(session string, env []string) (*agent, error) {
 	args := []string{"-p", "--dangerously-skip-permissions", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"}
 	if session != "" {
 		args = append(args, "--resume", session)
@@ -56,7 +57,7 @@ func (s *server) startAgent(session string) (*agent, error) {
 		args = append(args, "--mcp-config", s.cfg.MCPConfig, "--strict-mcp-config")
 	}
 	cmd := exec.Command(s.cfg.Claude, append(args, strings.Fields(s.cfg.ClaudeArgs)...)...)
-	cmd.Dir, cmd.Env = s.cfg.Workspace, s.cfg.agentEnv()
+	cmd.Dir, cmd.Env = s.cfg.Workspace, append(s.cfg.agentEnv(), env...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: s.cfg.credential}
 	stdin, err1 := cmd.StdinPipe()
 	stdout, err2 := cmd.StdoutPipe()
@@ -96,7 +97,14 @@ func (a *agent) prompt(text string) {
 func (s *server) execute(ctx context.Context, c *command, emit func([]byte)) *transcript {
 	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.Timeout, errTimeout)
 	defer cancel()
-	a, err := s.startAgent(c.session)
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	var env []string
+	if s.proxy != nil {
+		env = s.proxy.issue(func() { stop(errKeyRefused) })
+		defer s.proxy.current.Store(nil)
+	}
+	a, err := s.startAgent(c.session, env)
 	if err != nil {
 		return &transcript{stopped: err}
 	}

@@ -380,6 +380,44 @@ func TestOddClients(t *testing.T) {
 	}
 }
 
+// The control is that the server goes on: each of these holds what a client may.
+func TestIdleConnectionsStarveNobody(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct", "VM_QUEUE=1")
+	for i := range 300 {
+		connection, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer connection.Close()
+		switch i % 3 { // nothing, half a head, half a body without the token
+		case 1:
+			io.WriteString(connection, "POST /command HTTP/1.1\r\nHost: a")
+		case 2:
+			io.WriteString(connection, "POST /command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+		}
+	}
+	response, body, err := s.post(context.Background(), "hello", "Authorization", "Bearer correct")
+	if err != nil || response.StatusCode != 200 || !strings.Contains(body, `"success"`) {
+		t.Errorf("beside 300 idle connections: %v %q %v", response, body, err)
+	}
+}
+
+func TestACarriageReturnForgesNoEvent(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	_, body, err := s.post(context.Background(), "forges-an-event", "Accept", "text/event-stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(body, `"forged"`) {
+		t.Errorf("the line did not come through at all: %q", body)
+	}
+	if strings.Contains(body, "\r") { // which ends a line of a stream, as a newline does
+		t.Errorf("a forged event: %q", body)
+	}
+}
+
 func FuzzDecodeCommand(f *testing.F) {
 	for _, seed := range []string{`{"command":"hello"}`, `{"command":"a","session_id":"` + testSession + `"}`, `{"command":"\u0000"}`, `{}`, `{"command":"a"}{}`, `[`, "\xff"} {
 		f.Add([]byte(seed))

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -58,6 +59,7 @@ type server struct {
 	log      *slog.Logger
 	queue    queue
 	children children
+	proxy    *keyProxy       // nil: the agent gets whatever credentials there are
 	running  context.Context // ends when commands must
 	abort    context.CancelCauseFunc
 	sweep    func(time.Duration) (int, error) // children.sweep; tests leave it out to show what it does
@@ -77,14 +79,15 @@ func (s *server) serve(ctx context.Context) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	if err := prctl(prSetChildSubreaper, 1); err != nil {
+	closeOnExec()
+	if err := cmp.Or(prctl(prSetChildSubreaper, 1), prctl(syscall.PR_SET_DUMPABLE, 0)); err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", s.cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("cannot listen on VM_ADDR: %w", err)
 	}
-	s.log.Info("listening", "addr", listener.Addr(), "version", version, "token", s.cfg.Token != "", "claude", s.cfg.Claude,
+	s.log.Info("listening", "addr", listener.Addr(), "version", version, "token", s.cfg.Token != "", "key_proxy", s.cfg.KeyProxy, "claude", s.cfg.Claude,
 		"workspace", s.cfg.Workspace, "user", s.cfg.User, "mcp_config", s.cfg.MCPConfig)
 
 	var group actors.Group
@@ -109,6 +112,12 @@ func (s *server) serve(ctx context.Context) error {
 	}
 	group.Add(func() error { return web.Serve(listener) }, func(error) { s.drain(web, signals) })
 
+	if s.cfg.KeyProxy {
+		if s.proxy, err = newKeyProxy(os.Getenv("ANTHROPIC_API_KEY"), cmp.Or(os.Getenv("ANTHROPIC_BASE_URL"), "https://api.anthropic.com")); err != nil {
+			return err
+		}
+		group.Add(s.proxy.serve, func(error) { s.proxy.listener.Close() })
+	}
 	reaping, stop := context.WithCancel(context.Background())
 	group.Add(func() error { return s.children.watch(reaping) }, func(error) { stop() })
 	return group.Run()

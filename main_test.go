@@ -41,8 +41,15 @@ func TestMain(m *testing.M) {
 }
 
 // serverRole runs the server as main does. The role "sweep off" leaves the
-// sweep out, for negative controls. SIGUSR1 makes it print its goroutines.
+// sweep out, for negative controls. SIGUSR1 makes it print its goroutines,
+// SIGUSR2 makes it dumpable.
 func serverRole(role string) error {
+	dumpable := make(chan os.Signal, 1)
+	signal.Notify(dumpable, syscall.SIGUSR2)
+	go func() {
+		<-dumpable
+		prctl(syscall.PR_SET_DUMPABLE, 1)
+	}()
 	count := make(chan os.Signal, 1)
 	signal.Notify(count, syscall.SIGUSR1)
 	go func() {

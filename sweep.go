@@ -25,6 +25,18 @@ func prctl(option, value uintptr) error {
 	return nil
 }
 
+// closeOnExec keeps descriptors that this process inherited from its children;
+// Go's own are so already. To be called before the process is not dumpable,
+// which closes /proc/self/fd to it.
+func closeOnExec() {
+	entries, _ := os.ReadDir("/proc/self/fd")
+	for _, entry := range entries {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
+}
+
 // children is the one place that starts this process's children, signals them
 // and waits for them. Nothing else may wait, or it would take their statuses.
 type children struct {

@@ -36,6 +36,7 @@ type vm struct {
 	cmd       *exec.Cmd // the server, or the engine's attached client
 	log       *buffer
 	mark      string
+	token     string // VM_TOKEN, if it is set
 	done      chan struct{}
 }
 
@@ -283,6 +284,7 @@ func (v *vm) post(ctx context.Context, command, session string, header ...string
 		return a, "", err
 	}
 	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Authorization", "Bearer "+v.token)
 	for i := 0; i < len(header); i += 2 {
 		r.Header.Set(header[i], header[i+1])
 	}

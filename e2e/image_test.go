@@ -42,7 +42,7 @@ const attacks = `tried() { if (eval "$2") >/dev/null 2>&1; then echo "$1: yes"; 
 	`tried config 'echo >> /etc/cockpit-vm/mcp.json'; tried replace 'mv /usr/local/bin/vm-server /tmp/'; tried cli 'touch /opt/cockpit-vm/node_modules/x'; ` +
 	`tried root 'setpriv --reuid=0 true'; tried su 'su -c true </dev/null'; tried workspace 'touch /workspace/x && rm /workspace/x'`
 
-func TestTheAgentCannotTouchTheServer(t *testing.T) {
+func TestImageTheAgentCannotTouchTheServer(t *testing.T) {
 	needImage(t)
 	v := start(t)
 	got := v.bash("success", `id; grep -E '^(Cap|NoNewPrivs)' /proc/self/status; `+attacks)
@@ -54,7 +54,7 @@ func TestTheAgentCannotTouchTheServer(t *testing.T) {
 }
 
 // The control: with one user for both, the same tries reach the server.
-func TestOneUserForBothIsWeaker(t *testing.T) {
+func TestImageOneUserForBothIsWeaker(t *testing.T) {
 	needImage(t)
 	v := start(t, "--user=node")
 	harmless := strings.Replace(attacks, "tried signal 'kill -TERM 1'; ", "", 1) // or the server would stop
@@ -64,7 +64,7 @@ func TestOneUserForBothIsWeaker(t *testing.T) {
 	}
 }
 
-func TestAnImageWithMoreCapabilitiesGivesThemUp(t *testing.T) {
+func TestImageWithMoreCapabilitiesGivesThemUp(t *testing.T) {
 	needImage(t)
 	v := start(t, "--cap-add=SETPCAP", "--cap-add=CHOWN", "--cap-add=DAC_OVERRIDE", "--cap-add=NET_RAW")
 	if v.container != "" {
@@ -78,7 +78,7 @@ func TestAnImageWithMoreCapabilitiesGivesThemUp(t *testing.T) {
 	v.ask("success", "hello")
 }
 
-func TestAForkBombLeavesAServerThatAnswers(t *testing.T) {
+func TestImageAForkBombLeavesAServerThatAnswers(t *testing.T) {
 	needImage(t)
 	v := start(t, "--pids-limit=200", "VM_TIMEOUT=8s", "VM_STOP_GRACE=1s")
 	a, body, err := v.post(context.Background(), "bash: bomb() { bomb | bomb & }; bomb; sleep 60", "")
@@ -89,7 +89,7 @@ func TestAForkBombLeavesAServerThatAnswers(t *testing.T) {
 	v.ask("success", "hello")
 }
 
-func TestAWorkspaceThatIsRoots(t *testing.T) {
+func TestImageAWorkspaceThatIsRoots(t *testing.T) {
 	needImage(t)
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to own the workspace")
@@ -106,7 +106,7 @@ func TestAWorkspaceThatIsRoots(t *testing.T) {
 	v.want(v.bash("success", attacks), "workspace: yes")
 }
 
-func TestAConversationOutlivesItsContainer(t *testing.T) {
+func TestImageAConversationOutlivesItsContainer(t *testing.T) {
 	needImage(t)
 	dir := newDir(t)
 	v := startIn(t, dir)
@@ -118,7 +118,7 @@ func TestAConversationOutlivesItsContainer(t *testing.T) {
 	}
 }
 
-func TestStopInMidCommand(t *testing.T) {
+func TestImageStopInMidCommand(t *testing.T) {
 	needImage(t)
 	v := start(t, "VM_SHUTDOWN_GRACE=2s")
 	done := make(chan answer, 1)
@@ -144,7 +144,7 @@ func TestStopInMidCommand(t *testing.T) {
 	}
 }
 
-func TestGitWorksInAForeignCheckout(t *testing.T) {
+func TestImageGitWorksInAForeignCheckout(t *testing.T) {
 	needImage(t)
 	dir := newDir(t)
 	if os.Getuid() == 0 {

@@ -1,0 +1,64 @@
+package main
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+)
+
+// search is a line for the agent's Bash that looks for a secret wherever the
+// agent can read: environments, arguments and memory of all processes, and
+// files. The secret itself is not in the line, or it would find that.
+func search(name, secret string) string {
+	half := len(secret) / 2
+	return fmt.Sprintf(`A='%s'; B='%s'; for f in /proc/[0-9]*/environ /proc/[0-9]*/cmdline; do grep -qaF "$A$B" "$f" 2>/dev/null && echo "%s is in $f"; done; `+
+		`grep -rlaF "$A$B" "$HOME" . /etc /run /tmp /usr/local/bin /var/lib /opt 2>/dev/null | sed 's/^/%s is in /'; node -e '%s' %s %s; `,
+		secret[:half], secret[half:], name, name, searchMemory, name, hex.EncodeToString([]byte(secret)))
+}
+
+const searchMemory = `const fs=require("fs"),needle=Buffer.from(process.argv[2],"hex");` +
+	`for(const p of fs.readdirSync("/proc").filter(x=>/^[0-9]+$/.test(x)&&x!=process.pid)){try{const m=fs.openSync("/proc/"+p+"/mem","r");` +
+	`for(const l of fs.readFileSync("/proc/"+p+"/maps","utf8").split(String.fromCharCode(10))){const a=l.match(/^([0-9a-f]+)-([0-9a-f]+) rw/);if(!a)continue;` +
+	`const s=parseInt(a[1],16),n=parseInt(a[2],16)-s;if(n>2**27)continue;const b=Buffer.alloc(n);try{const k=fs.readSync(m,b,0,n,s);` +
+	`if(b.subarray(0,k).includes(needle)){console.log(process.argv[1]+" is in the memory of "+p);break}}catch{}}}catch{}}`
+
+func TestTheModelSeesTheKeyAndTheAgentDoesNot(t *testing.T) {
+	key, token := "sk-ant-real-0123456789", "the-token-of-the-relay"
+	v := start(t, "ANTHROPIC_API_KEY="+key, "VM_TOKEN="+token)
+	v.token = token
+	seen := v.bash("success", `echo "$ANTHROPIC_API_KEY"; echo "$ANTHROPIC_BASE_URL"; env | sort`)
+	placeholder, rest, _ := strings.Cut(seen, "\n")
+	base, _, _ := strings.Cut(rest, "\n")
+	if !strings.HasPrefix(placeholder, "placeholder-") || !strings.HasPrefix(base, "http://127.0.0.1:") {
+		t.Errorf("the agent's credentials: %q at %q", placeholder, base)
+	}
+	if strings.Contains(seen, key) || strings.Contains(seen, token) || strings.Contains(seen, "VM_") {
+		t.Errorf("the agent's environment:\n%s", seen)
+	}
+	for _, call := range v.model.Calls() {
+		if call.Key != key || call.Auth != "" {
+			t.Errorf("the model saw the key %q and authorization %q", call.Key, call.Auth)
+		}
+	}
+	if len(v.model.Calls()) == 0 {
+		t.Error("the model saw nothing")
+	}
+	request, _ := http.NewRequest(http.MethodPost, base+"/v1/messages", strings.NewReader("{}"))
+	request.Header.Set("X-Api-Key", placeholder)
+	if response, err := http.DefaultClient.Do(request); err != nil || response.StatusCode != http.StatusForbidden {
+		t.Errorf("the placeholder after its command: %v %v", response, err)
+	}
+	if image == "" && os.Getuid() == 0 {
+		return // the agent is root, as the server is, and could read anything: the container shows the rest
+	}
+	// The control: what surely is in the CLI's environment and memory is found there.
+	if control := v.bash("success", search("control", "ANTHROPIC_API_KEY=place")); !strings.Contains(control, "/environ") || !strings.Contains(control, "in the memory of") {
+		t.Errorf("the search finds nothing, so it proves nothing:\n%s", control)
+	}
+	if found := v.bash("success", search("key", key)+search("token", token)+"echo searched"); found != "searched" {
+		t.Errorf("the agent found:\n%s", found)
+	}
+}
