@@ -27,7 +27,10 @@ if [ -n "$user" ]; then
 	# Fly, for one, mounts volumes as root; the workspace may be a new folder in one.
 	for dir in "$home" "$workspace"; do
 		[ -d "$dir" ] || as_agent mkdir -p "$dir" || :
-		as_agent test -w "$dir" || chown "$user:" "$dir" 2>/dev/null || :
+		# Never through a link, which the agent may have laid to what is root's.
+		if ! as_agent test -w "$dir" && [ "$(readlink -f "$dir")" = "$dir" ]; then
+			chown -h "$user:" "$dir" 2>/dev/null || :
+		fi
 		as_agent test -w "$dir" || say "$dir is not writable for $user, and may not be changed from inside: give it to uid $(id -u "$user") where it comes from, or add the capability CHOWN"
 	done
 	if [ -n "${VM_TOKEN_FILE:-}" ] && as_agent test -r "$VM_TOKEN_FILE"; then

@@ -19,7 +19,6 @@ const (
 	maxLine    = 16 << 20         // a longer line of the CLI is skipped, bytes
 	maxStderr  = 8 << 10          // how much of the end of its stderr is kept, bytes
 	sweepLimit = 10 * time.Second // far more than the kernel needs to end killed processes
-	drainLimit = 25 * time.Second // how long unread output may last then; longer than a client's write
 )
 
 // problem is an error for a program (Code) and for a person (Message, with the
@@ -113,34 +112,49 @@ func (s *server) execute(ctx context.Context, c *command, emit func([]byte)) *tr
 }
 
 // attend follows the agent to its end: that of its own accord, or the one that
-// end brings about when ctx ends or when the CLI falls silent.
+// end brings about when ctx ends or when the CLI falls silent. It returns when
+// no process is left and all output is read.
 func (s *server) attend(ctx context.Context, a *agent, emit func([]byte)) *transcript {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	silence := time.AfterFunc(2*s.cfg.Timeout, func() { stop(errSilent) }) // reset below, never fires by itself
-	defer silence.Stop()
-	t, ended := &transcript{}, make(chan *time.Timer, 1)
+	t, ended := &transcript{}, make(chan struct{})
 	go func() {
 		s.end(ctx, a, t)
-		// Whoever still holds a pipe is not below this server, and can't delay the answer for ever.
-		ended <- time.AfterFunc(drainLimit, a.close)
+		close(ended)
 	}()
-	for e := range a.events {
-		silence.Stop()
-		t.note(e, ctx.Err() != nil)
-		if e.line != nil {
-			emit(e.line)
-		}
-		if t.complete {
-			silence.Reset(s.cfg.ExitGrace)
-		}
-		if t.keyRefused {
-			stop(errKeyRefused)
+	quiet := time.NewTimer(s.cfg.ExitGrace)
+	quiet.Stop()
+	events, stderr, running := a.events, a.stderr, ended
+	for events != nil || stderr != nil || running != nil {
+		select {
+		case e, open := <-events:
+			if !open { // it can say nothing more
+				events = nil
+				quiet.Reset(s.cfg.ExitGrace)
+				continue
+			}
+			t.note(e, ctx.Err() != nil)
+			if t.keyRefused {
+				stop(errKeyRefused)
+			}
+			if e.line != nil {
+				emit(e.line)
+			}
+			if quiet.Stop(); t.complete || running == nil {
+				quiet.Reset(s.cfg.ExitGrace)
+			}
+		case t.stderr = <-stderr:
+			stderr = nil
+		case <-running:
+			running = nil
+			quiet.Reset(s.cfg.ExitGrace)
+		case <-quiet.C:
+			if stop(errSilent); running == nil {
+				a.close() // who still holds a pipe is not below this server and can't delay the answer
+			}
 		}
 	}
-	silence.Reset(s.cfg.ExitGrace) // it can say nothing more
-	(<-ended).Stop()
-	t.stopped, t.stderr = context.Cause(ctx), <-a.stderr
+	t.stopped = context.Cause(ctx)
 	a.close()
 	return t
 }
@@ -157,7 +171,8 @@ func (a *agent) close() {
 func (s *server) end(ctx context.Context, a *agent, t *transcript) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		select {
-		case t.exit = <-a.exited:
+		case status := <-a.exited:
+			t.exit = exitText(status)
 		case <-ctx.Done():
 			a.process.Signal(sig)
 			a.process.Signal(syscall.SIGCONT) // as systemd does: a stopped process would not act on it
@@ -171,6 +186,11 @@ func (s *server) end(ctx context.Context, a *agent, t *transcript) {
 	if t.swept, t.leftover = s.sweep(sweepLimit); t.leftover != nil {
 		s.log.Error("no further command is taken: restart the container", "error", t.leftover)
 		s.queue.close(t.leftover.Error())
+	}
+	select {
+	case status := <-a.exited: // by SIGKILL, or by the sweep
+		t.exit = exitText(status)
+	default:
 	}
 }
 
@@ -208,13 +228,13 @@ func parseEvent(line []byte) event {
 
 // transcript is what is kept of a command's course: the last of everything.
 type transcript struct {
-	answer           // as far as it is known
-	last       event // result
-	complete   bool  // it answers the prompt, and no other turn has begun since
-	keyRefused bool  // by the API, as often as it takes to be sure
-	skipped    int   // lines
-	stopped    error // why, if it was
-	exit       syscall.WaitStatus
+	answer            // as far as it is known
+	last       event  // result
+	complete   bool   // it answers the prompt, and no other turn has begun since
+	keyRefused bool   // by the API, as often as it takes to be sure
+	skipped    int    // lines
+	stopped    error  // why, if it was
+	exit       string // of the CLI, "" if there was none
 	stderr     tail
 	swept      int   // processes that had to be killed
 	leftover   error // and could not be
@@ -272,7 +292,7 @@ func (t *transcript) judge() {
 	case t.keyRefused && t.last.IsError:
 		t.stopped = errKeyRefused
 	case t.last.Type == "":
-		t.stopped = fail("agent_crashed", "Claude Code ended without a result: %s; the end of its stderr: %s", exitText(t.exit), t.stderr)
+		t.stopped = fail("agent_crashed", "Claude Code ended without a result: %s; the end of its stderr: %s", t.exit, t.stderr)
 	case !t.last.IsError:
 		t.Status, t.Result = "success", result
 		return

@@ -163,7 +163,7 @@ func (s *server) admit(w http.ResponseWriter, r *http.Request) (*command, error)
 		return nil, fail("body_too_large", "the body may have %d bytes (VM_MAX_BODY)", s.cfg.MaxBody)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("cannot read the body: %w", err)
+		return nil, errors.New("cannot read the body: it ended early, or took too long")
 	}
 	return decodeCommand(body)
 }
@@ -175,13 +175,13 @@ func decodeCommand(body []byte) (*command, error) {
 	if !utf8.Valid(body) {
 		return nil, fmt.Errorf("the body is not UTF-8 at byte %d", bytes.IndexRune(body, utf8.RuneError))
 	}
-	in := json.NewDecoder(bytes.NewReader(body))
 	var fields map[string]any
-	if err := in.Decode(&fields); err != nil {
-		return nil, fmt.Errorf("the body is not a JSON object: %w, after byte %d", err, in.InputOffset())
-	}
-	if end := in.InputOffset(); in.More() {
-		return nil, fmt.Errorf("something follows the JSON object, after byte %d", end)
+	if err := json.Unmarshal(body, &fields); err != nil {
+		at := int64(len(body))
+		if syntax := (*json.SyntaxError)(nil); errors.As(err, &syntax) {
+			at = syntax.Offset
+		}
+		return nil, fmt.Errorf("the body is not one JSON object: %w, at byte %d", err, at)
 	}
 	for name, value := range fields {
 		text, isText := value.(string)
@@ -207,13 +207,16 @@ func decodeCommand(body []byte) (*command, error) {
 // command answers POST /command.
 func (s *server) command(w http.ResponseWriter, r *http.Request) {
 	c, err := s.admit(w, r)
+	s.answers.Add(1)
 	if err == nil {
 		err = s.queue.enter(c, s.cfg.Queue)
 	}
 	if err != nil {
+		s.answers.Done()
 		s.refuse(w, r, err)
 		return
 	}
+	defer s.answers.Done()
 	ctx, cancel := context.WithCancelCause(s.running)
 	defer cancel(nil)
 	// net/http ends the request's context also when a write fails.
@@ -234,7 +237,7 @@ func (s *server) command(w http.ResponseWriter, r *http.Request) {
 		code = t.Error.Code
 	}
 	s.log.Info("command", "request", rand.Text()[:8], "remote", r.RemoteAddr, "status", t.Status, "code", code, "duration_ms", t.DurationMS,
-		"exit", exitText(t.exit), "swept", t.swept, "lines_skipped", t.skipped, "cost_usd", t.CostUSD, "answered", out.err == errAnswered)
+		"exit", t.exit, "swept", t.swept, "lines_skipped", t.skipped, "cost_usd", t.CostUSD, "answered", out.err == errAnswered)
 }
 
 // await returns when it is c's turn, or why it gets none.
@@ -244,10 +247,10 @@ func (s *server) await(ctx context.Context, c *command, out *reply) error {
 		switch {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
+		case closed != "": // also for who is first by now
+			return errShuttingDown
 		case place == 0:
 			return nil
-		case closed != "":
-			return errShuttingDown
 		case place != told:
 			told = place
 			out.event("queued", fmt.Appendf(nil, `{"position":%d}`, place))
@@ -285,7 +288,7 @@ func newReply(w http.ResponseWriter, r *http.Request) *reply {
 }
 
 // send writes what is meant for the client's form, if anything is, at once. A
-// client that leaves it unread for writeLimit counts as gone.
+// client that takes nothing for writeLimit counts as gone.
 func (o *reply) send(asJSON, asStream []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -295,10 +298,13 @@ func (o *reply) send(asJSON, asStream []byte) {
 	if o.err != nil || asJSON == nil {
 		return
 	}
-	o.control.SetWriteDeadline(time.Now().Add(writeLimit))
-	if _, o.err = o.w.Write(asJSON); o.err == nil {
-		o.err = o.control.Flush()
+	for part := range slices.Chunk(asJSON, 64<<10) {
+		o.control.SetWriteDeadline(time.Now().Add(writeLimit))
+		if _, o.err = o.w.Write(part); o.err != nil {
+			return
+		}
 	}
+	o.err = o.control.Flush()
 }
 
 // beat sends what means nothing, until ctx ends: JSON allows white space before

@@ -14,6 +14,8 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -53,12 +55,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return newServer(cfg, log).serve(ctx)
 }
 
+// maxConnections leaves most of the usual 1024 descriptors to the rest.
+const maxConnections = 500
+
 // server is what the actors of one run share.
 type server struct {
 	cfg      *config
 	log      *slog.Logger
 	queue    queue
 	children children
+	answers  sync.WaitGroup  // commands that are not answered yet
 	proxy    *keyProxy       // nil: the agent gets whatever credentials there are
 	running  context.Context // ends when commands must
 	abort    context.CancelCauseFunc
@@ -105,10 +111,22 @@ func (s *server) serve(ctx context.Context) error {
 		Handler:           s,
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       30 * time.Second, // of a request; newReply lifts it for the wait that follows
-		WriteTimeout:      30 * time.Second, // of a refusal; reply.send has its own
-		IdleTimeout:       2 * time.Minute,
+		WriteTimeout:      time.Minute,      // of a refusal, which may come after ReadTimeout; reply.send has its own
+		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
+	}
+	// The sweep needs descriptors too.
+	var connections atomic.Int32
+	web.ConnState = func(connection net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			if connections.Add(1) > maxConnections {
+				connection.Close()
+			}
+		case http.StateClosed:
+			connections.Add(-1)
+		}
 	}
 	group.Add(func() error { return web.Serve(listener) }, func(error) { s.drain(web, signals) })
 
@@ -141,8 +159,9 @@ func (s *server) drain(web *http.Server, signals <-chan os.Signal) {
 			s.abort(errShuttingDown)
 		}
 	}
+	s.answers.Wait() // each write of them has a deadline
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
-	web.Shutdown(ctx) // waits for answers under way
+	web.Shutdown(ctx)
 	web.Close()
 }

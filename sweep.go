@@ -101,7 +101,7 @@ func (c *children) sweep(limit time.Duration) (killed int, err error) {
 	for started, pause := time.Now(), 100*time.Microsecond; !c.reap(); pause = min(2*pause, 10*time.Millisecond) {
 		left := c.kill(seen)
 		if time.Since(started) > limit {
-			return len(seen), fmt.Errorf("cannot kill %d processes that a command left: %.200q", len(left), left)
+			return len(seen), fmt.Errorf("cannot kill %d processes that a command left: %q", len(left), left[:min(len(left), 5)])
 		}
 		time.Sleep(pause)
 	}
