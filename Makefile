@@ -2,9 +2,10 @@
 # make test    everything that can be checked without a container engine
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 .POSIX:
-.PHONY: setup build run test unit e2e lint bench fuzz clean
+.PHONY: setup build run test tools unit e2e lint bench fuzz fuzz-briefly clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
+FUZZTIME = 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 build:
@@ -17,15 +18,18 @@ setup:
 run: setup build
 	scripts/run
 
-test: setup lint unit e2e
+test: setup lint unit fuzz-briefly e2e
 
-lint:
+lint: tools
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
 	go vet ./...
 	go run $(STATICCHECK) ./...
-	scripts/shellcheck
+	scripts/lint-shell
 
-unit:
+tools:
+	scripts/test-tools
+
+unit: tools
 	go test -race -count=1 .
 
 e2e: build
@@ -33,11 +37,15 @@ e2e: build
 
 bench:
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
-	go test -run '^$$' -bench 'Flood|Stubborn' -benchtime 3x .
+	go test -run '^$$' -bench 'Flood|Stubborn|Stream' -benchtime 3x .
+	go test -run '^$$' -bench Forms -benchtime 500x -count 3 .
+
+fuzz-briefly:
+	$(MAKE) fuzz FUZZTIME=5s
 
 fuzz:
-	go test -run '^$$' -fuzz FuzzDecodeCommand -fuzztime $${FUZZTIME:-10m} .
-	go test -run '^$$' -fuzz FuzzReadLines -fuzztime $${FUZZTIME:-10m} .
+	go test -run '^$$' -fuzz FuzzDecodeCommand -fuzztime $(FUZZTIME) .
+	go test -run '^$$' -fuzz FuzzReadLines -fuzztime $(FUZZTIME) .
 
 clean:
 	rm -rf bin node_modules workspace .run

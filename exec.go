@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -218,6 +219,9 @@ type mcpServer struct {
 // parseEvent copies nothing of what doesn't matter, which may be megabytes of a
 // screenshot. A field of an unexpected type counts as absent.
 func parseEvent(line []byte) event {
+	if bytes.HasPrefix(line, []byte(`{"type":"user",`)) && json.Valid(line) {
+		return event{line: line, Type: "user"} // what tools return: most of the bytes
+	}
 	e := event{line: line}
 	err := json.Unmarshal(line, &e)
 	if wrong := (*json.UnmarshalTypeError)(nil); err != nil && !errors.As(err, &wrong) || e.Type == "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -265,9 +266,11 @@ func (s *server) await(ctx context.Context, c *command, out *reply) error {
 // reply writes to the client of an accepted command: one JSON object or, where
 // it asked for that, an event stream.
 type reply struct {
-	mu      sync.Mutex // guards all below: heartbeats come from a goroutine of their own
+	mu      sync.Mutex // guards all below: heartbeats and flushes come from other goroutines
 	w       http.ResponseWriter
 	control *http.ResponseController
+	buffer  *bufio.Writer
+	flusher *time.Timer
 	stream  bool
 	err     error // the first; nothing is written after it
 }
@@ -276,35 +279,52 @@ var errAnswered = errors.New("answered")
 
 func newReply(w http.ResponseWriter, r *http.Request) *reply {
 	o := &reply{w: w, control: http.NewResponseController(w), stream: strings.Contains(r.Header.Get("Accept"), "text/event-stream")}
-	o.control.SetReadDeadline(time.Time{}) // the request is read; its sender may wait for long
+	o.buffer = bufio.NewWriterSize(o, 64<<10)
+	o.flusher = time.AfterFunc(time.Hour, o.flush)
+	o.control.SetReadDeadline(time.Time{}) // the request is read; its sender may now wait for long
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // or nginx would hold heartbeats and events back
 	w.Header().Set("Content-Type", "application/json")
 	if o.stream {
 		w.Header().Set("Content-Type", "text/event-stream")
 		o.send(nil, []byte(":\n\n"))
+		o.flush()
 	}
 	return o
 }
 
-// send writes what is meant for the client's form, if anything is, at once. A
-// client that takes nothing for writeLimit counts as gone.
+// Write is the buffer's way to the client. A client that takes nothing for
+// writeLimit counts as gone.
+func (o *reply) Write(data []byte) (int, error) {
+	for part := range slices.Chunk(data, 64<<10) {
+		o.control.SetWriteDeadline(time.Now().Add(writeLimit))
+		if _, err := o.w.Write(part); err != nil {
+			return 0, err
+		}
+	}
+	return len(data), nil
+}
+
+// send writes what is meant for the client's form, if anything is. It leaves
+// once no more has come for a moment, or when it is much.
 func (o *reply) send(asJSON, asStream []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.stream {
 		asJSON = asStream
 	}
-	if o.err != nil || asJSON == nil {
-		return
+	if o.err == nil && asJSON != nil {
+		_, o.err = o.buffer.Write(asJSON)
+		o.flusher.Reset(10 * time.Millisecond)
 	}
-	for part := range slices.Chunk(asJSON, 64<<10) {
-		o.control.SetWriteDeadline(time.Now().Add(writeLimit))
-		if _, o.err = o.w.Write(part); o.err != nil {
-			return
-		}
+}
+
+func (o *reply) flush() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		o.err = cmp.Or(o.buffer.Flush(), o.control.Flush())
 	}
-	o.err = o.control.Flush()
 }
 
 // beat sends what means nothing, until ctx ends: JSON allows white space before
@@ -335,7 +355,9 @@ func (o *reply) answer(a answer) {
 	if !o.stream {
 		o.send(append(data, '\n'), nil)
 	}
+	o.flush()
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	o.flusher.Stop()
 	o.err = cmp.Or(o.err, errAnswered)
 }
