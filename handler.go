@@ -46,8 +46,9 @@ type command struct{ prompt, session string }
 type queue struct {
 	mu      sync.Mutex // guards all below
 	places  []*command
-	closed  string        // why nobody may enter any more
-	changed chan struct{} // closed and replaced at each change
+	closed  string         // why nobody may enter any more
+	changed chan struct{}  // closed and replaced at each change
+	answers sync.WaitGroup // for each who entered, until it is answered; none is added once closed
 }
 
 // look tells how many are there, which place is c's (-1 for none), why nobody
@@ -76,6 +77,7 @@ func (q *queue) enter(c *command, limit int) (err error) {
 			err = fail("queue_full", "one command runs and %d wait (VM_QUEUE); try again later", limit)
 		default:
 			q.places = append(q.places, c)
+			q.answers.Add(1)
 		}
 	})
 	return err
@@ -208,16 +210,14 @@ func decodeCommand(body []byte) (*command, error) {
 // command answers POST /command.
 func (s *server) command(w http.ResponseWriter, r *http.Request) {
 	c, err := s.admit(w, r)
-	s.answers.Add(1)
 	if err == nil {
 		err = s.queue.enter(c, s.cfg.Queue)
 	}
 	if err != nil {
-		s.answers.Done()
 		s.refuse(w, r, err)
 		return
 	}
-	defer s.answers.Done()
+	defer s.queue.answers.Done()
 	ctx, cancel := context.WithCancelCause(s.running)
 	defer cancel(nil)
 	// net/http ends the request's context also when a write fails.

@@ -14,7 +14,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -64,7 +63,6 @@ type server struct {
 	log      *slog.Logger
 	queue    queue
 	children children
-	answers  sync.WaitGroup  // commands that are not answered yet
 	proxy    *keyProxy       // nil: the agent gets whatever credentials there are
 	running  context.Context // ends when commands must
 	abort    context.CancelCauseFunc
@@ -85,8 +83,7 @@ func (s *server) serve(ctx context.Context) error {
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	defer signal.Stop(signals)
-	closeOnExec()
-	if err := cmp.Or(prctl(prSetChildSubreaper, 1), prctl(syscall.PR_SET_DUMPABLE, 0)); err != nil {
+	if err := confine(); err != nil {
 		return err
 	}
 	listener, err := net.Listen("tcp", s.cfg.Addr)
@@ -159,7 +156,7 @@ func (s *server) drain(web *http.Server, signals <-chan os.Signal) {
 			s.abort(errShuttingDown)
 		}
 	}
-	s.answers.Wait() // each write of them has a deadline
+	s.queue.answers.Wait() // each write of them has a deadline
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	web.Shutdown(ctx)

@@ -48,7 +48,7 @@ func serverRole(role string) error {
 	signal.Notify(dumpable, syscall.SIGUSR2)
 	go func() {
 		<-dumpable
-		prctl(syscall.PR_SET_DUMPABLE, 1)
+		syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 1, 0)
 	}()
 	count := make(chan os.Signal, 1)
 	signal.Notify(count, syscall.SIGUSR1)

@@ -13,28 +13,28 @@ import (
 	"time"
 )
 
-// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER, prctl(2): orphans below this
-// process become its children, whatever session or process group they moved to.
+// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER, prctl(2).
 const prSetChildSubreaper = 36
 
-// prctl sets an attribute of this process, prctl(2).
-func prctl(option, value uintptr) error {
-	if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, option, value, 0); errno != 0 {
-		return fmt.Errorf("cannot set the process attribute %d: %w", option, errno)
-	}
-	return nil
-}
-
-// closeOnExec keeps descriptors that this process inherited from its children;
-// Go's own are so already. To be called before the process is not dumpable,
-// which closes /proc/self/fd to it.
-func closeOnExec() {
-	entries, _ := os.ReadDir("/proc/self/fd")
+// confine keeps inherited descriptors from this process's children; makes
+// orphans below it its children, whatever session or process group they moved
+// to; and closes /proc/PID to its own user, but for what all may read.
+func confine() error {
+	entries, err := os.ReadDir("/proc/self/fd")
 	for _, entry := range entries {
-		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+		if fd, _ := strconv.Atoi(entry.Name()); fd > 2 {
 			syscall.CloseOnExec(fd)
 		}
 	}
+	for option, value := range map[uintptr]uintptr{prSetChildSubreaper: 1, syscall.PR_SET_DUMPABLE: 0} {
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, option, value, 0); errno != 0 {
+			err = errno
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot confine the agent: %w; /proc and prctl are needed", err)
+	}
+	return nil
 }
 
 // children is the one place that starts this process's children, signals them
