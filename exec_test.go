@@ -35,9 +35,13 @@ var escapes = []struct{ name, behaviour, status string }{
 
 func TestNoProcessOutlivesItsCommand(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=3s")
+	patient, impatient := startServer(t, "VM_TIMEOUT=2m"), startServer(t, "VM_TIMEOUT=3s")
 	for _, escape := range escapes {
 		t.Run(escape.name, func(t *testing.T) {
+			s := patient
+			if escape.status == "timeout" {
+				s = impatient
+			}
 			marker := newMarker()
 			got := s.ask(escape.behaviour + " " + marker)
 			if list := marked(t, marker); len(list) > 0 {
@@ -77,7 +81,7 @@ func TestWithoutTheSweepProcessesOutliveTheirCommand(t *testing.T) {
 
 func TestAnswers(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=2s")
+	s := startServer(t, "VM_TIMEOUT=5s")
 	playwright := []mcpServer{{"playwright", "connected"}}
 	crashed := func(message string) *problem { return &problem{"agent_crashed", message} }
 	tests := []struct {

@@ -149,7 +149,7 @@ func TestQueue(t *testing.T) {
 	s := startServer(t, "VM_QUEUE=3")
 	outcomes := make(chan outcome, 10)
 	leaving, leave := context.WithCancel(context.Background())
-	s.background(context.Background(), "sleeps 1s", outcomes)
+	s.background(context.Background(), "sleeps 4s", outcomes)
 	s.queued(0)
 	s.background(context.Background(), "first", outcomes)
 	s.queued(1)
@@ -181,13 +181,13 @@ func TestQueue(t *testing.T) {
 
 func TestTheTimeoutDoesNotCountTheWait(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=1500ms")
+	s := startServer(t, "VM_TIMEOUT=5s")
 	outcomes := make(chan outcome, 2)
-	s.background(context.Background(), "sleeps 1s", outcomes)
+	s.background(context.Background(), "sleeps 3s", outcomes)
 	s.queued(0)
-	s.background(context.Background(), "sleeps 1s", outcomes)
+	s.background(context.Background(), "sleeps 3s", outcomes)
 	for range 2 {
-		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 1500 {
+		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 5000 {
 			t.Errorf("%+v", o)
 		}
 	}
@@ -197,7 +197,7 @@ func TestHeartbeatsKeepAWaitingClient(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "VM_HEARTBEAT=100ms")
 	outcomes := make(chan outcome, 2)
-	s.background(context.Background(), "sleeps 1s", outcomes) // beats while it runs
+	s.background(context.Background(), "sleeps 2s", outcomes) // beats while it runs
 	s.queued(0)
 	s.background(context.Background(), "second", outcomes) // beats while it waits
 	for range 2 {
@@ -241,7 +241,7 @@ func TestShutdown(t *testing.T) {
 		signals              int
 		want                 map[string]string // status and code of each answer
 	}{
-		{"the running command may end, the waiting one is told", "sleeps 1s", "20s", 1, map[string]string{"sleeps 1s": "success", "queued": "canceled shutting_down"}},
+		{"the running command may end, the waiting one is told", "sleeps 4s", "20s", 1, map[string]string{"sleeps 4s": "success", "queued": "canceled shutting_down"}},
 		{"after the grace the running command is stopped", "waits", "300ms", 1, map[string]string{"waits": "canceled shutting_down", "queued": "canceled shutting_down"}},
 		{"a second signal stops it at once", "waits", "1h", 2, map[string]string{"waits": "canceled shutting_down", "queued": "canceled shutting_down"}},
 	}
@@ -295,7 +295,7 @@ func TestEventStream(t *testing.T) {
 	s := startServer(t, "VM_HEARTBEAT=100ms")
 	outcomes := make(chan outcome, 3)
 	stream := []string{"Accept", "text/event-stream"}
-	s.background(context.Background(), "sleeps 700ms", outcomes)
+	s.background(context.Background(), "sleeps 4s", outcomes)
 	s.queued(0)
 	s.background(context.Background(), "sleeps 500ms", outcomes)
 	s.queued(1)

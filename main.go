@@ -82,7 +82,6 @@ func (s *server) serve(ctx context.Context) error {
 	// To the end: a second signal must not kill the server while it drains.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	defer signal.Stop(signals)
 	if err := confine(); err != nil {
 		return err
 	}

@@ -168,7 +168,7 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 
-	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=2s", "VM_TOKEN=correct", "VM_MAX_BODY=200", "VM_SHUTDOWN_GRACE=1h")
+	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200", "VM_SHUTDOWN_GRACE=1h")
 	withToken := []string{"Authorization", "Bearer correct", "Content-Type", "application/json"}
 	got := map[int]map[string]bool{}
 	answers := api.Components.Schemas["Answer"]
@@ -225,7 +225,7 @@ func TestOpenAPI(t *testing.T) {
 	outcome := make(chan error, 1)
 	go func() {
 		var err error
-		response, text, err = s.post(context.Background(), "sleeps 1900ms", withToken...)
+		response, text, err = s.post(context.Background(), "sleeps 4900ms", withToken...)
 		outcome <- err
 	}()
 	s.queued(0)
@@ -238,6 +238,19 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	note(response, text)
+
+	health := api.Components.Schemas["Health"]
+	for _, server := range []*testServer{s, startServer(t)} {
+		status, state := server.state()
+		if _, isDocumented := api.Paths["/healthz"]["get"].Responses[status]; status != 0 && !isDocumented {
+			t.Errorf("openapi.yaml doesn't know the status %d of /healthz", status)
+		}
+		for name := range state {
+			if _, isThere := health.Properties[name]; !isThere {
+				t.Errorf("openapi.yaml doesn't know the field %q of /healthz", name)
+			}
+		}
+	}
 	if diff := cmp.Diff(documented, got); diff != "" {
 		t.Errorf("openapi.yaml and the server (-documented +answered):\n%s", diff)
 	}
