@@ -38,7 +38,7 @@ e2e: build
 bench:
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
 	go test -run '^$$' -bench 'Flood|Stubborn|Stream' -benchtime 3x .
-	go test -run '^$$' -bench Forms -benchtime 500x -count 3 .
+	go test -run '^$$' -bench Forms -benchtime 1000x .
 
 fuzz-briefly:
 	$(MAKE) fuzz FUZZTIME=5s
