@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -287,7 +288,19 @@ func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 	s := startCommand(t, cmd)
 	marker := newMarker()
 	defer killMarked(t, marker)
-	got := s.ask("daemon " + marker)
+	outcomes := make(chan outcome, 2)
+	s.background(context.Background(), "daemon "+marker, outcomes)
+	s.queued(0)
+	s.background(context.Background(), "describes-itself", outcomes)
+	answers := map[string]answer{}
+	for range 2 {
+		o := <-outcomes
+		answers[o.name] = o.answer
+	}
+	if next := answers["describes-itself"]; next.Status != "canceled" {
+		t.Errorf("a command ran beside what an earlier one left: %+v", next)
+	}
+	got := answers["daemon "+marker]
 	if got.Error == nil || got.Error.Code != "agent_crashed" || !strings.Contains(got.Error.Message, "cannot kill") {
 		t.Errorf("answer: %+v, %+v", got, got.Error)
 	}
@@ -300,6 +313,37 @@ func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 	}
 	if !strings.Contains(s.stderr.String(), "level=ERROR") {
 		t.Error("the log doesn't say it loudly")
+	}
+}
+
+// A process that is not below the server may hold the agent's stdout or stderr,
+// for example one that it was passed to. It must not delay the answer for ever.
+func TestAPipeThatIsHeldFromOutside(t *testing.T) {
+	t.Parallel()
+	for _, descriptor := range []string{"1", "2"} {
+		s := startServer(t)
+		outcomes := make(chan outcome, 1)
+		s.background(context.Background(), "sleeps 2s", outcomes)
+		s.queued(0)
+		var held *os.File
+		eventually(t, "the pipe is held", func() bool {
+			paths, _ := filepath.Glob("/proc/[0-9]*")
+			for _, path := range paths {
+				if _, parent := stat(filepath.Base(path)); parent == s.cmd.Process.Pid {
+					held, _ = os.OpenFile(path+"/fd/"+descriptor, os.O_WRONLY, 0)
+				}
+			}
+			return held != nil
+		})
+		defer held.Close()
+		select {
+		case o := <-outcomes:
+			if o.answer.Status != "success" {
+				t.Errorf("descriptor %s: %+v", descriptor, o)
+			}
+		case <-time.After(20 * time.Second):
+			t.Errorf("descriptor %s: no answer while it is held", descriptor)
+		}
 	}
 }
 

@@ -140,6 +140,8 @@ func hostileClaude() {
 			"uid": os.Getuid(), "gid": os.Getgid()})
 		result(string(data))
 		return
+	case "one-large-line":
+		emit(`{"type":"user","message":{"content":"` + strings.Repeat("x", 14<<20) + `"}}`)
 	case "forges-an-event":
 		emit("{\"type\":\"user\",\r\r\"x\":\"forged\"}")
 	case "looks-at-its-parent":

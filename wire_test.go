@@ -134,6 +134,36 @@ func TestAClientThatStopsReading(t *testing.T) {
 	}
 }
 
+// A client that reads slowly but reads keeps its answer, although one line
+// takes it longer than a write may stand still.
+func TestAClientThatReadsSlowly(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TIMEOUT=5m")
+	request, _ := http.NewRequest("POST", s.url+"/command", strings.NewReader(`{"command":"one-large-line"}`))
+	request.Header.Set("Content-Type", "application/json")
+	request.Header.Set("Accept", "text/event-stream")
+	response, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer response.Body.Close()
+	var last []byte
+	chunk := make([]byte, 64<<10)
+	for {
+		n, err := io.ReadFull(response.Body, chunk)
+		if last = append(last, chunk[:n]...); len(last) > 4096 {
+			last = append([]byte(nil), last[len(last)-4096:]...)
+		}
+		if err != nil {
+			break
+		}
+		time.Sleep(150 * time.Millisecond) // what a slow network does: 14 MB take 33 s
+	}
+	if !strings.Contains(string(last), "event: response") || !strings.Contains(string(last), `"status":"success"`) {
+		t.Errorf("the stream ends with %.300q; the server's log:\n%s", last, s.stderr)
+	}
+}
+
 // openapi.yaml says what the server answers: every status with its error codes,
 // and every field of an answer.
 func TestOpenAPI(t *testing.T) {
