@@ -109,15 +109,13 @@ func (s *server) execute(ctx context.Context, c *command, emit func([]byte)) *tr
 		return &transcript{stopped: err}
 	}
 	a.prompt(c.prompt)
-	return s.attend(ctx, a, emit)
+	return s.attend(ctx, stop, a, emit)
 }
 
 // attend follows the agent to its end: that of its own accord, or the one that
 // end brings about when ctx ends or when the CLI falls silent. It returns when
-// no process is left and all output is read.
-func (s *server) attend(ctx context.Context, a *agent, emit func([]byte)) *transcript {
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
+// no process is left and all output is read. stop ends ctx.
+func (s *server) attend(ctx context.Context, stop context.CancelCauseFunc, a *agent, emit func([]byte)) *transcript {
 	t, ended := &transcript{}, make(chan struct{})
 	go func() {
 		s.end(ctx, a, t)
