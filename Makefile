@@ -1,11 +1,13 @@
 # make run     set everything up and start the server on 127.0.0.1:3001
 # make test    everything that can be checked without a container engine
+# make soak    ten minutes of hostile load, or SOAK=20m of it
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 .POSIX:
-.PHONY: setup build run test tools unit e2e lint bench fuzz fuzz-briefly clean
+.PHONY: setup build run test tools unit e2e lint bench soak fuzz fuzz-briefly clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
+SOAK = 10m
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 build:
@@ -40,12 +42,15 @@ bench:
 	go test -run '^$$' -bench 'Flood|Stubborn|Stream' -benchtime 3x .
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
+soak:
+	SOAK=$(SOAK) go test -count=1 -run TestSoak -v -timeout 30m .
+
 fuzz-briefly:
 	$(MAKE) fuzz FUZZTIME=5s
 
 fuzz:
 	go test -run '^$$' -fuzz FuzzDecodeCommand -fuzztime $(FUZZTIME) .
-	go test -run '^$$' -fuzz FuzzReadLines -fuzztime $(FUZZTIME) .
+	go test -run '^$$' -fuzz FuzzSplitter -fuzztime $(FUZZTIME) .
 
 clean:
 	rm -rf bin node_modules workspace .run

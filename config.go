@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"os/user"
@@ -39,9 +40,11 @@ type config struct {
 	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
 	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
 	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY set: the agent gets a placeholder and a loopback base URL, the server alone holds the key"`
+	Warm          bool          `default:"true" desc:"keeps the next CLI started and waiting, so that an answer does not pay for its start-up"`
 
+	api        *url.URL            // the model's
 	credential *syscall.Credential // of VM_USER; nil where the agent runs as the server's own user
-	home       []string            // HOME, USER and LOGNAME of VM_USER
+	home       string              // the agent's
 }
 
 // maxBody is what the CLI surely takes: it refuses more than 10 MB (measured),
@@ -60,18 +63,17 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	if err := cmp.Or(envconfig.CheckDisallowed("vm", c), envconfig.Process("vm", c)); err != nil {
 		return nil, fmt.Errorf("cannot read the configuration: %w; vm-server -h lists the variables and their defaults", err)
 	}
-	twoTokens := c.Token != "" && c.TokenFile != ""
-	if c.TokenFile != "" && !twoTokens {
+	if c.TokenFile != "" {
 		data, err := os.ReadFile(c.TokenFile)
-		if c.Token = strings.TrimSpace(string(data)); c.Token == "" {
-			return nil, fmt.Errorf("cannot use VM_TOKEN_FILE: %w; put the token in it", cmp.Or(err, errors.New("the file is empty")))
+		token := strings.TrimSpace(string(data))
+		if token == "" || c.Token != "" {
+			return nil, fmt.Errorf("cannot use VM_TOKEN_FILE: %w; put the token in it and unset VM_TOKEN", cmp.Or(err, errors.New("it is empty, or VM_TOKEN is set too")))
 		}
+		c.Token = token
 	}
 	host, _, err := net.SplitHostPort(c.Addr)
 	open := c.Token == "" && !isLoopback(host)
 	switch {
-	case twoTokens:
-		return nil, errors.New("cannot use VM_TOKEN and VM_TOKEN_FILE together: unset one")
 	case min(c.Timeout, c.StopGrace, c.ExitGrace) <= 0:
 		return nil, errors.New("cannot use a VM_TIMEOUT, VM_STOP_GRACE or VM_EXIT_GRACE of 0 or less: give a duration such as 5s")
 	case min(c.Heartbeat, c.ShutdownGrace) < 0 || c.Queue < 0:
@@ -92,6 +94,9 @@ func loadConfig(log *slog.Logger) (*config, error) {
 		}
 	}
 	c.KeyProxy = c.KeyProxy && os.Getenv("ANTHROPIC_API_KEY") != ""
+	if c.api, err = url.Parse(cmp.Or(os.Getenv("ANTHROPIC_BASE_URL"), "https://api.anthropic.com")); err != nil || c.api.Host == "" {
+		return nil, errors.New("cannot use ANTHROPIC_BASE_URL: give a URL such as https://api.anthropic.com")
+	}
 	return c, cmp.Or(c.findPaths(), c.findUser(log))
 }
 
@@ -123,6 +128,7 @@ func (c *config) findPaths() (err error) {
 // findUser decides which user the agent runs as.
 func (c *config) findUser(log *slog.Logger) error {
 	self := os.Geteuid()
+	c.home = os.Getenv("HOME")
 	if c.User == "" {
 		if self == 0 && os.Getenv("IS_SANDBOX") != "1" {
 			log.Warn("the server is root and VM_USER is not set: Claude Code refuses to run as root; set VM_USER to an ordinary user (or IS_SANDBOX=1 where a container is the sandbox)")
@@ -139,7 +145,7 @@ func (c *config) findUser(log *slog.Logger) error {
 		id, bad := strconv.ParseUint(text, 10, 32)
 		ids, err = append(ids, uint32(id)), cmp.Or(err, bad)
 	}
-	c.home = []string{"HOME=" + account.HomeDir, "USER=" + account.Username, "LOGNAME=" + account.Username}
+	c.home = account.HomeDir
 	switch {
 	case err != nil:
 		return fmt.Errorf("cannot read the ids of VM_USER=%q: %w", c.User, err)
@@ -157,5 +163,8 @@ func (c *config) findUser(log *slog.Logger) error {
 // which holds the token. Of a variable that is there twice the last counts.
 func (c *config) agentEnv() []string {
 	env := slices.DeleteFunc(os.Environ(), func(entry string) bool { return strings.HasPrefix(entry, "VM_") })
-	return append(env, c.home...)
+	if c.User != "" {
+		env = append(env, "HOME="+c.home, "USER="+c.User, "LOGNAME="+c.User)
+	}
+	return env
 }

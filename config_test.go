@@ -86,6 +86,7 @@ func TestStartIsRefused(t *testing.T) {
 		{"no CLI", []string{"VM_CLAUDE=no-such-claude"}, []string{"VM_CLAUDE", "npm install"}},
 		{"no workspace", []string{"VM_WORKSPACE=" + directory + "/none"}, []string{"VM_WORKSPACE", "create it"}},
 		{"no MCP configuration", []string{"VM_MCP_CONFIG=" + directory + "/none"}, []string{"VM_MCP_CONFIG"}},
+		{"an API address that is none", []string{"ANTHROPIC_BASE_URL=no URL"}, []string{"ANTHROPIC_BASE_URL", "https://"}},
 		{"an unknown user", []string{"VM_USER=no-such-user"}, []string{"VM_USER", "no-such-user"}},
 	}
 	for _, test := range tests {

@@ -1,25 +1,24 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
 )
 
 const (
-	maxLine    = 16 << 20         // a longer line of the CLI is skipped, bytes
-	maxStderr  = 8 << 10          // how much of the end of its stderr is kept, bytes
-	sweepLimit = 10 * time.Second // far more than the kernel needs to end killed processes
+	maxLine   = 16 << 20 // a longer line of the CLI is skipped, bytes
+	maxStderr = 8 << 10  // how much of the end of its stderr is kept, bytes
 )
 
 // problem is an error for a program (Code) and for a person (Message, with the
@@ -35,20 +34,35 @@ func fail(code, format string, args ...any) error {
 	return &problem{code, fmt.Sprintf(format, args...)}
 }
 
-// agent is one Claude Code process, which answers one prompt.
+// Why an agent is stopped.
+var (
+	errTimeout    = fail("timeout", "the command took longer than VM_TIMEOUT and was stopped; send its session_id to go on")
+	errShutdown   = fail("shutting_down", "the server is stopping; send the command again later, with the session_id if there is one")
+	errClientGone = fail("client_gone", "the client went away")
+	errKeyRefused = fail("authentication_failed", "the model's API refuses the server's credentials; check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)")
+	errSilent     = fail("agent_crashed", "")
+)
+
+// agent is one Claude Code process, which answers one prompt. Concurrently with its user, os/exec copies its
+// output, supervise stops it, and the key proxy looks up its placeholder.
 type agent struct {
-	process *os.Process
-	stdin   io.WriteCloser
-	pipes   []io.Closer
-	events  <-chan event // one for each line of stdout; closed at its end
-	stderr  <-chan tail  // its last bytes, once it has ended
-	exited  <-chan syscall.WaitStatus
+	session, settings, placeholder string // the conversation it continues, what it read at its start, its key
+	started                        time.Time
+	in, feed                       *os.File    // both ends of its stdin, to see whether it read the prompt
+	lines                          chan []byte // of its stdout, nil for one that was too long; closed after its end
+	stderr                         tail        // complete once lines is closed
+	exit                           string      // how it ended, once exited is closed
+	exited                         chan struct{}
+	ctx                            context.Context // ends when the agent must, with the reason
+	stop                           context.CancelCauseFunc
 }
 
-// startAgent executes Claude Code directly, in a process group of its own, with
-// env besides the usual. It waits for a prompt; session is the conversation to
-// continue, if any.
-func (s *server) startAgent(session string, env []string) (*agent, error) {
+// startAgent executes Claude Code directly, in a process group of its own, to wait for a prompt. The caller
+// holds s.agents and has no other agent.
+func (s *server) startAgent(session string) (*agent, error) {
+	a := &agent{session: session, settings: s.settings(), placeholder: "placeholder-" + rand.Text(), started: time.Now(),
+		lines: make(chan []byte), exited: make(chan struct{})}
+	a.ctx, a.stop = context.WithCancelCause(context.Background())
 	args := []string{"-p", "--dangerously-skip-permissions", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose"}
 	if session != "" {
 		args = append(args, "--resume", session)
@@ -56,153 +70,244 @@ func (s *server) startAgent(session string, env []string) (*agent, error) {
 	if s.cfg.MCPConfig != "" {
 		args = append(args, "--mcp-config", s.cfg.MCPConfig, "--strict-mcp-config")
 	}
-	cmd := exec.Command(s.cfg.Claude, append(args, strings.Fields(s.cfg.ClaudeArgs)...)...)
-	cmd.Dir, cmd.Env = s.cfg.Workspace, append(s.cfg.agentEnv(), env...)
+	cmd := exec.CommandContext(a.ctx, s.cfg.Claude, append(args, strings.Fields(s.cfg.ClaudeArgs)...)...)
+	cmd.Dir, cmd.Env = s.cfg.Workspace, s.cfg.agentEnv()
+	if s.cfg.KeyProxy {
+		cmd.Env = append(cmd.Env, "ANTHROPIC_API_KEY="+a.placeholder, "ANTHROPIC_BASE_URL="+s.proxyURL)
+		s.keyed.Store(a)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Credential: s.cfg.credential}
-	stdin, err1 := cmd.StdinPipe()
-	stdout, err2 := cmd.StdoutPipe()
-	stderr, err3 := cmd.StderrPipe()
-	process, exited, err := (*os.Process)(nil), (<-chan syscall.WaitStatus)(nil), cmp.Or(err1, err2, err3)
-	if err == nil {
-		process, exited, err = s.children.start(cmd)
+	out := &splitter{line: func(line []byte) { a.lines <- line }}
+	cmd.Stdout, cmd.Stderr = out, &a.stderr
+	cmd.WaitDelay = s.cfg.Timeout // for who holds its output but is not below this server
+	cmd.Cancel = func() error {   // the stop ladder
+		for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
+			time.AfterFunc(time.Duration(i)*s.cfg.StopGrace, func() {
+				cmd.Process.Signal(sig)
+				cmd.Process.Signal(syscall.SIGCONT) // as systemd does: a stopped process would not act on it
+			})
+		}
+		return nil
+	}
+	var err error
+	if a.in, a.feed, err = os.Pipe(); err == nil {
+		cmd.Stdin = a.in
+		err = s.children.start(cmd, func(status syscall.WaitStatus) {
+			a.exit = fmt.Sprintf("exit status %d", status.ExitStatus())
+			if status.Signaled() {
+				a.exit = "signal: " + status.Signal().String()
+			}
+			close(a.exited)
+			cmd.Wait() // until its output is copied
+			out.Write([]byte("\n"))
+			close(a.lines)
+		})
 	}
 	if err != nil {
+		a.in.Close()
+		a.feed.Close()
+		s.log.Error("cannot start Claude Code", "error", err)
 		return nil, fail("agent_crashed", "cannot start Claude Code: %v; see VM_CLAUDE, VM_WORKSPACE and VM_USER, and the limits of processes and memory", err)
 	}
-	events, ended := make(chan event), make(chan tail, 1)
-	go func() {
-		defer close(events)
-		readLines(stdout, maxLine, func(line []byte) { events <- parseEvent(line) })
-	}()
-	go func() {
-		var end tail
-		io.Copy(&end, stderr)
-		ended <- end
-	}()
-	return &agent{process, stdin, []io.Closer{stdin, stdout, stderr}, events, ended, exited}, nil
+	return a, nil
 }
 
-// prompt hands over the prompt without waiting for the CLI to read it, and
-// closes stdin, as no other follows. An error shows in how the CLI ends.
-func (a *agent) prompt(text string) {
-	line, _ := json.Marshal(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": text}})
+// close gives up what is left of an agent that has been swept.
+func (a *agent) close() {
+	a.in.Close()
+	a.feed.Close()
 	go func() {
-		a.stdin.Write(append(line, '\n'))
-		a.stdin.Close()
+		for range a.lines { // or what copies them would wait for ever
+		}
 	}()
 }
 
-// execute runs one command. When it returns, no process of it is left, or the
-// queue is closed. emit gets every line of the CLI that is JSON.
-func (s *server) execute(ctx context.Context, c *command, emit func([]byte)) *transcript {
+// execute runs one command, by the spare if that can serve it. When it returns, no process of it is left, or
+// the queue is closed.
+func (s *server) execute(ctx context.Context, c *command, events chan<- event) (t *transcript) {
+	s.agents.Lock()
+	defer s.agents.Unlock()
 	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.Timeout, errTimeout)
 	defer cancel()
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	var env []string
-	if s.proxy != nil {
-		env = s.proxy.issue(func() { stop(errKeyRefused) })
-		defer s.proxy.current.Store(nil)
+	s.facts.Store("busy_since", time.Now())
+	defer s.facts.Delete("busy_since")
+	if a := s.takeSpare(c.session); a != nil {
+		t = s.attend(ctx, a, c.prompt, events)
 	}
-	a, err := s.startAgent(c.session, env)
-	if err != nil {
-		return &transcript{stopped: err}
-	}
-	a.prompt(c.prompt)
-	return s.attend(ctx, stop, a, emit)
-}
-
-// attend follows the agent to its end: that of its own accord, or the one that
-// end brings about when ctx ends or when the CLI falls silent. It returns when
-// no process is left and all output is read. stop ends ctx.
-func (s *server) attend(ctx context.Context, stop context.CancelCauseFunc, a *agent, emit func([]byte)) *transcript {
-	t, ended := &transcript{}, make(chan struct{})
-	go func() {
-		s.end(ctx, a, t)
-		close(ended)
-	}()
-	quiet := time.NewTimer(s.cfg.ExitGrace)
-	quiet.Stop()
-	events, stderr, running := a.events, a.stderr, ended
-	for events != nil || stderr != nil || running != nil {
-		select {
-		case e, open := <-events:
-			if !open { // it can say nothing more
-				events = nil
-				quiet.Reset(s.cfg.ExitGrace)
-				continue
-			}
-			t.note(e, ctx.Err() != nil)
-			if t.keyRefused {
-				stop(errKeyRefused)
-			}
-			if e.line != nil {
-				emit(e.line)
-			}
-			if quiet.Stop(); t.complete || running == nil {
-				quiet.Reset(s.cfg.ExitGrace)
-			}
-		case t.stderr = <-stderr:
-			stderr = nil
-		case <-running:
-			running = nil
-			quiet.Reset(s.cfg.ExitGrace)
-		case <-quiet.C:
-			if stop(errSilent); running == nil {
-				a.close() // who still holds a pipe is not below this server and can't delay the answer
-			}
+	// A spare that left some of the prompt unread can't have sent it to a model.
+	if t == nil || t.unread && ctx.Err() == nil {
+		a, err := s.startAgent(c.session)
+		if err != nil {
+			return &transcript{stopped: err}
 		}
+		t = s.attend(ctx, a, c.prompt, events)
 	}
-	t.stopped = context.Cause(ctx)
-	a.close()
+	if t.session != c.session {
+		t.session = ""
+	}
 	return t
 }
 
-func (a *agent) close() {
-	for _, pipe := range a.pipes {
-		pipe.Close()
+// attend hands over the prompt and follows the agent to its end: that of its own accord, or the one that
+// comes when ctx ends or it falls silent. It returns when no process is left and all output is read.
+func (s *server) attend(ctx context.Context, a *agent, prompt string, events chan<- event) *transcript {
+	defer a.close()
+	defer s.keyed.Store(nil)
+	defer context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })()
+	quiet := time.AfterFunc(s.cfg.Timeout, func() { a.stop(errSilent) })
+	defer quiet.Stop()
+	input, _ := json.Marshal(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": prompt}})
+	go func() {
+		a.feed.Write(append(input, '\n')) // an error shows in how the CLI ends
+		a.feed.Close()                    // as no other prompt follows
+	}()
+	t, swept := &transcript{}, make(chan error)
+	go func() {
+		select {
+		case <-a.exited:
+		case <-a.ctx.Done():
+			select {
+			case <-a.exited:
+			case <-time.After(2*s.cfg.StopGrace + time.Second): // all of the stop ladder
+			}
+		}
+		killed, err := s.clear()
+		t.swept = killed
+		swept <- err
+	}()
+	for lines := a.lines; lines != nil || swept != nil; {
+		select {
+		case line, open := <-lines:
+			if m := parseLine(line); m != nil {
+				t.note(m, a)
+				if m.Version != "" {
+					s.facts.Store("cli_version", m.Version)
+				}
+				events <- event{"agent", line}
+			} else if open {
+				t.skipped++
+			} else {
+				lines = nil
+			}
+			if quiet.Stop(); t.complete {
+				quiet.Reset(s.cfg.ExitGrace)
+			}
+		case err := <-swept:
+			if swept = nil; err != nil {
+				t.stopped, t.complete = fail("agent_crashed", "%v; restart the container", err), false
+				return t
+			}
+		}
 	}
-	a.process.Release()
+	t.stopped, t.exit, t.stderr = context.Cause(a.ctx), a.exit, a.stderr
+	syscall.SetNonblock(int(a.in.Fd()), true)
+	unread, _ := syscall.Read(int(a.in.Fd()), make([]byte, 1))
+	t.unread = unread > 0
+	return t
 }
 
-// end waits for the CLI to end, or for ctx and then goes down the stop ladder,
-// and clears away what is left: KillMode=control-group without a cgroup.
-func (s *server) end(ctx context.Context, a *agent, t *transcript) {
-	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
-		select {
-		case status := <-a.exited:
-			t.exit = exitText(status)
-		case <-ctx.Done():
-			a.process.Signal(sig)
-			a.process.Signal(syscall.SIGCONT) // as systemd does: a stopped process would not act on it
-			grace, cancel := context.WithTimeout(context.Background(), s.cfg.StopGrace)
-			defer cancel()
-			ctx = grace
-			continue
-		}
-		break
+// clear leaves no process of an agent or, where it can't, closes the queue.
+func (s *server) clear() (killed int, err error) {
+	killed, err = s.sweep(sweepLimit)
+	s.facts.Store("last_sweep", map[string]any{"time": time.Now(), "killed": killed})
+	if err != nil {
+		s.log.Error("no further command is taken: restart the container", "error", err)
+		s.queue.close(fail("shutting_down", "no command is taken: %v", err))
 	}
-	if t.swept, t.leftover = s.sweep(sweepLimit); t.leftover != nil {
-		s.log.Error("no further command is taken: restart the container", "error", t.leftover)
-		s.queue.close(t.leftover.Error())
+	return killed, err
+}
+
+// takeSpare returns the spare where it serves as well as a new agent would: it waits for the same conversation,
+// is alive, said nothing yet, is not old and read the same settings. Another is killed. The caller holds s.agents.
+func (s *server) takeSpare(session string) *agent {
+	a := s.spare.Swap(nil)
+	if a == nil {
+		return nil
 	}
 	select {
-	case status := <-a.exited: // by SIGKILL, or by the sweep
-		t.exit = exitText(status)
+	case <-a.exited:
+		s.log.Warn("the waiting Claude Code ended", "exit", a.exit)
+	case _, spoke := <-a.lines:
+		s.log.Warn("the waiting Claude Code ended or spoke before it was asked", "spoke", spoke)
 	default:
+		if a.session == session && time.Since(a.started) < s.maxIdle && a.settings == s.settings() {
+			return a
+		}
+	}
+	a.stop(errSilent) // so that it takes its own files away
+	select {
+	case <-a.exited:
+	case <-time.After(time.Second):
+	}
+	s.clear()
+	a.close()
+	return nil
+}
+
+// renewSpare keeps the next agent started: for the conversation that the last command continued or, where it
+// continued none, for a new one. It is called after each command and once a minute, so one that keeps failing
+// to start can't spin.
+func (s *server) renewSpare(session string) {
+	if !s.cfg.Warm || !s.agents.TryLock() {
+		return // a command runs, after which it is called again
+	}
+	defer s.agents.Unlock()
+	a := s.takeSpare(session)
+	if a == nil && s.queue.closing.Err() == nil {
+		a, _ = s.startAgent(session)
+	}
+	s.spare.Store(a)
+}
+
+// warmth is the spare's state: off, none, waiting, or how it ended.
+func (s *server) warmth() string {
+	a := s.spare.Load()
+	if !s.cfg.Warm {
+		return "off"
+	} else if a == nil {
+		return "none"
+	}
+	select {
+	case <-a.exited:
+		return a.exit
+	default:
+		return "waiting"
 	}
 }
 
-// event is what matters of one line of the CLI's output.
-type event struct {
-	line []byte // nil: it was too long, or no JSON object
+// startFiles are what the CLI reads at its start, below the workspace and below its user's home (measured).
+const startFiles = "CLAUDE*.md AGENTS.md .git/HEAD .git/logs/HEAD .claude/settings*.json .claude/*.md .claude/agents* .claude/agents/* " +
+	".claude/commands* .claude/commands/* .claude/skills* .claude/skills/* .claude/skills/*/* .claude/rules* .claude/rules/*"
 
+// settings changes when the workspace is replaced or one of startFiles, the MCP configuration or the CLI changes.
+func (s *server) settings() (stamp string) {
+	if info, err := os.Stat(s.cfg.Workspace); err == nil {
+		stamp = fmt.Sprint(info.Sys().(*syscall.Stat_t).Ino)
+	}
+	patterns := []string{s.cfg.Claude, s.cfg.MCPConfig}
+	for _, name := range strings.Fields(startFiles) {
+		patterns = append(patterns, s.cfg.Workspace+"/"+name, s.cfg.home+"/"+name)
+	}
+	for _, pattern := range patterns {
+		paths, _ := filepath.Glob(pattern)
+		for _, path := range paths {
+			if info, err := os.Stat(path); err == nil {
+				stamp += fmt.Sprintln(path, info.Size(), info.ModTime())
+			}
+		}
+	}
+	return stamp
+}
+
+// message is what matters of one line of the CLI's output.
+type message struct {
 	Type, Subtype, Error, Result string
 	Errors                       []string
 	Attempt                      int // of api_retry
 	Message                      struct{ Content []struct{ Type, Text string } }
-	Parent                       string      `json:"parent_tool_use_id"` // a subagent's events have one
+	Parent                       string      `json:"parent_tool_use_id"` // a subagent's messages have one
 	SessionID                    string      `json:"session_id"`
+	Version                      string      `json:"claude_code_version"`
 	MCPServers                   []mcpServer `json:"mcp_servers"`
 	IsError                      bool        `json:"is_error"`
 	NumTurns                     int         `json:"num_turns"`
@@ -214,128 +319,104 @@ type mcpServer struct {
 	Status string `json:"status"`
 }
 
-// parseEvent copies nothing of what doesn't matter, which may be megabytes of a
-// screenshot. A field of an unexpected type counts as absent.
-func parseEvent(line []byte) event {
-	if bytes.HasPrefix(line, []byte(`{"type":"user",`)) && json.Valid(line) {
-		return event{line: line, Type: "user"} // what tools return: most of the bytes
+// parseLine returns nil for what is no message. A field of an unexpected type
+// counts as absent.
+func parseLine(line []byte) *message {
+	m := &message{}
+	err := json.Unmarshal(line, m)
+	if wrong := (*json.UnmarshalTypeError)(nil); err != nil && !errors.As(err, &wrong) || m.Type == "" {
+		return nil
 	}
-	e := event{line: line}
-	err := json.Unmarshal(line, &e)
-	if wrong := (*json.UnmarshalTypeError)(nil); err != nil && !errors.As(err, &wrong) || e.Type == "" {
-		return event{}
-	}
-	return e
+	return m
 }
 
 // transcript is what is kept of a command's course: the last of everything.
 type transcript struct {
-	answer            // as far as it is known
-	last       event  // result
-	complete   bool   // it answers the prompt, and no other turn has begun since
-	keyRefused bool   // by the API, as often as it takes to be sure
-	skipped    int    // lines
-	stopped    error  // why, if it was
-	exit       string // of the CLI, "" if there was none
-	stderr     tail
-	swept      int   // processes that had to be killed
-	leftover   error // and could not be
+	answer           // as far as it is known
+	last     message // result
+	complete bool    // it answers the prompt, and no other turn has begun since
+	skipped  int     // lines
+	stopped  error   // why, if it was
+	exit     string  // how the CLI ended, "" if there was none
+	stderr   tail
+	unread   bool   // some of the prompt, so that the CLI never had it
+	swept    int    // processes that had to be killed
+	session  string // the conversation that it continued, "" for a new one
 }
 
-// note takes in one event. A background task that ends after a result begins
-// another turn with an init of its own (measured), so the last result counts.
-// What comes while stopping is about the stop, unless it is a good result.
-func (t *transcript) note(e event, stopping bool) {
-	if e.line == nil {
-		t.skipped++
+// note takes in one message. A background task that ends after a result begins another turn with an init of
+// its own (measured), so the last result counts. What comes while stopping is about the stop, unless it is a
+// good result. A key that is refused for the third time will not be taken later.
+func (t *transcript) note(m *message, a *agent) {
+	t.SessionID = cmp.Or(m.SessionID, t.SessionID)
+	if m.Error == "authentication_failed" && (m.Type == "assistant" || m.Attempt >= 3) {
+		a.stop(errKeyRefused)
 	}
-	e.line = nil
-	t.SessionID = cmp.Or(e.SessionID, t.SessionID)
-	t.keyRefused = t.keyRefused || e.Error == "authentication_failed" && (e.Type == "assistant" || e.Attempt >= 3)
+	stopping := a.ctx.Err() != nil
 	switch {
 	case stopping && t.complete:
-	case e.Type == "result":
-		t.last, t.NumTurns, t.CostUSD = e, e.NumTurns, e.CostUSD
-		t.complete = !stopping || !e.IsError
-	case e.Subtype == "init":
-		t.complete, t.MCPServers = false, e.MCPServers
-	case e.Type == "assistant" && e.Parent == "":
+	case m.Type == "result":
+		t.last, t.NumTurns, t.CostUSD = *m, m.NumTurns, m.CostUSD
+		t.complete = !stopping || !m.IsError
+	case m.Subtype == "init":
+		t.complete, t.MCPServers, t.session = false, m.MCPServers, m.SessionID
+	case m.Type == "assistant" && m.Parent == "":
 		t.complete = false
 		var texts []string
-		for _, content := range e.Message.Content {
+		for _, content := range m.Message.Content {
 			if content.Type == "text" {
 				texts = append(texts, content.Text)
 			}
 		}
-		if len(texts) > 0 {
-			t.Result = strings.Join(texts, "\n")
-		}
+		t.Result = cmp.Or(strings.Join(texts, "\n"), t.Result)
 	}
 }
-
-// Why a command was stopped.
-var (
-	errTimeout      = fail("timeout", "the command took longer than VM_TIMEOUT and was stopped; send its session_id to go on")
-	errShuttingDown = fail("shutting_down", "the server is stopping; send the command again later, with the session_id if there is one")
-	errClientGone   = fail("client_gone", "the client went away")
-	errKeyRefused   = fail("authentication_failed", "the model's API refuses the server's credentials; check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)")
-	errSilent       = fail("agent_crashed", "")
-)
 
 // judge completes the answer. is_error decides, not subtype; not the exit status
 // either, where there is a result.
 func (t *transcript) judge() {
 	t.MCPServers = append([]mcpServer{}, t.MCPServers...) // JSON: [], not null
-	var why *problem
-	switch result := t.last.Result; {
-	case t.leftover != nil:
-		t.stopped = fail("agent_crashed", "%v; restart the container", t.leftover)
-	case !t.complete && t.stopped != nil && t.stopped != errSilent:
-	case t.keyRefused && t.last.IsError:
-		t.stopped = errKeyRefused
-	case t.last.Type == "":
-		t.stopped = fail("agent_crashed", "Claude Code ended without a result: %s; the end of its stderr: %s", t.exit, t.stderr)
-	case !t.last.IsError:
-		t.Status, t.Result = "success", result
+	why, last := t.stopped, t.last
+	switch {
+	case !t.complete && why != nil && why != errSilent:
+	case last.Type == "":
+		why = fail("agent_crashed", "Claude Code ended without a result: %s; the end of its stderr: %s", t.exit, t.stderr)
+	case !last.IsError:
+		t.Status, t.Result = "success", last.Result
 		return
-	case len(t.last.Errors) > 0 && strings.HasPrefix(t.last.Errors[0], "No conversation found"):
-		t.stopped = fail("session_not_found", "%s; leave session_id out to begin a new conversation", t.last.Errors[0])
+	case len(last.Errors) > 0 && strings.HasPrefix(last.Errors[0], "No conversation found"):
+		why = fail("session_not_found", "%s; leave session_id out to begin a new conversation", last.Errors[0])
 	default:
-		t.stopped = fail("agent_error", "%s", cmp.Or(result, strings.Join(t.last.Errors, "; "), t.last.Subtype))
+		why = fail("agent_error", "%s", cmp.Or(last.Result, strings.Join(last.Errors, "; "), last.Subtype))
 	}
-	errors.As(t.stopped, &why)
-	t.Error, t.Status = why, cmp.Or(map[string]string{"timeout": "timeout", "shutting_down": "canceled", "client_gone": "canceled"}[why.Code], "failed")
+	t.Error = why.(*problem)
+	t.Status = cmp.Or(map[string]string{"timeout": "timeout", "shutting_down": "canceled", "client_gone": "canceled"}[t.Error.Code], "failed")
 }
 
-// exitText says how a process ended, in os.ProcessState's words.
-func exitText(status syscall.WaitStatus) string {
-	if status.Signaled() {
-		return "signal: " + status.Signal().String()
-	}
-	return fmt.Sprintf("exit status %d", status.ExitStatus())
+// splitter calls line for each line that is written to it and isn't empty, with nil for one longer than maxLine.
+// line may keep what it gets.
+type splitter struct {
+	line  func([]byte)
+	begun []byte
+	size  int // of the line that has begun
 }
 
-// readLines calls line for each line of r that isn't empty, with nil for one
-// longer than limit, until r ends or fails. line may keep what it gets.
-func readLines(r io.Reader, limit int, line func([]byte)) {
-	in := bufio.NewReaderSize(r, 64<<10)
-	for {
-		var whole []byte
-		for size, more := 0, true; more; {
-			part, partly, err := in.ReadLine()
-			if err != nil {
-				return
+func (s *splitter) Write(p []byte) (int, error) {
+	for part := range bytes.Lines(p) {
+		text := bytes.TrimSuffix(part, []byte("\n"))
+		if s.size += len(text); s.size <= maxLine {
+			s.begun = append(s.begun, text...)
+		} else {
+			s.begun = nil
+		}
+		if len(text) < len(part) {
+			if s.size > 0 {
+				s.line(s.begun)
 			}
-			if size, more = size+len(part), partly; size > limit {
-				whole = nil
-			} else {
-				whole = append(whole, part...)
-			}
-			if !more && (size > limit || len(whole) > 0) {
-				line(whole)
-			}
+			s.begun, s.size = nil, 0
 		}
 	}
+	return len(p), nil
 }
 
 // tail keeps the last maxStderr bytes of what is written to it.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"cmp"
 	"context"
@@ -24,8 +23,11 @@ import (
 )
 
 // writeLimit is how long a client may leave unread what it is sent before it
-// counts as gone.
-const writeLimit = 20 * time.Second
+// counts as gone, and a second more for each slowest bytes.
+const (
+	writeLimit = 20 * time.Second
+	slowest    = 64 << 10
+)
 
 // answer is how an accepted command ended.
 type answer struct {
@@ -40,56 +42,75 @@ type answer struct {
 }
 
 // command is what an accepted request asks for.
-type command struct{ prompt, session string }
+type command struct {
+	prompt, session string
+	moved           chan int // its places in the queue, one after the other; 0 is its turn
+}
 
-// queue hands out turns, first come, first served: the first place has its turn.
+// event is what the client of a command is told: queued, agent or, last, response.
+type event struct {
+	name string
+	data []byte
+}
+
+// queue hands out turns, first come, first served.
 type queue struct {
-	mu      sync.Mutex // guards all below
-	places  []*command
-	closed  string         // why nobody may enter any more
-	changed chan struct{}  // closed and replaced at each change
-	answers sync.WaitGroup // for each who entered, until it is answered; none is added once closed
-}
-
-// look tells how many are there, which place is c's (-1 for none), why nobody
-// may enter any more, and what is closed at the next change of any of these.
-func (q *queue) look(c *command) (length, place int, closed string, changed <-chan struct{}) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return len(q.places), slices.Index(q.places, c), q.closed, q.changed
-}
-
-func (q *queue) change(f func()) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	f()
-	close(q.changed)
-	q.changed = make(chan struct{})
+	mu      sync.Mutex      // guards places, and that nobody enters once closing has ended
+	places  []*command      // the first has its turn
+	closing context.Context // ends when nobody may enter any more, with the reason
+	cancel  context.CancelCauseFunc
+	answers sync.WaitGroup // for each who entered, until it is answered
 }
 
 // enter takes the last place, unless limit others wait behind the first.
-func (q *queue) enter(c *command, limit int) (err error) {
-	q.change(func() {
-		switch {
-		case q.closed != "":
-			err = fail("shutting_down", "no command is taken: %s", q.closed)
-		case len(q.places) > limit:
-			err = fail("queue_full", "one command runs and %d wait (VM_QUEUE); try again later", limit)
-		default:
-			q.places = append(q.places, c)
-			q.answers.Add(1)
-		}
-	})
-	return err
+func (q *queue) enter(c *command, limit int) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.closing.Err() != nil {
+		return context.Cause(q.closing)
+	}
+	if len(q.places) > limit {
+		return fail("queue_full", "one command runs and %d wait (VM_QUEUE); try again later", limit)
+	}
+	c.moved = make(chan int, limit+1) // so that none is ever waited for
+	c.moved <- len(q.places)
+	q.places = append(q.places, c)
+	q.answers.Add(1)
+	return nil
 }
 
 func (q *queue) leave(c *command) {
-	q.change(func() { q.places = slices.DeleteFunc(q.places, func(other *command) bool { return other == c }) })
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	at := slices.Index(q.places, c)
+	q.places = slices.Delete(q.places, at, at+1)
+	for i, behind := range q.places[at:] {
+		behind.moved <- at + i
+	}
 }
 
 // close lets nobody in any more. Those who wait must leave.
-func (q *queue) close(why string) {
-	q.change(func() { q.closed = cmp.Or(q.closed, why) })
+func (q *queue) close(why error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.cancel(why)
+}
+
+// await returns when it is c's turn, or why it gets none.
+func (s *server) await(ctx context.Context, c *command, events chan<- event) error {
+	for {
+		select {
+		case place := <-c.moved:
+			if place == 0 {
+				return context.Cause(s.queue.closing) // which may have ended just before
+			}
+			events <- event{"queued", fmt.Appendf(nil, `{"position":%d}`, place)}
+		case <-s.queue.closing.Done():
+			return context.Cause(s.queue.closing)
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -100,7 +121,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !slices.Contains(strings.Split(methods, ", "), r.Method):
 		w.Header().Set("Allow", methods)
 		s.refuse(w, r, fail("method_not_allowed", "use %s", methods))
-	case r.URL.Path == "/command":
+	case methods == "POST":
 		s.command(w, r)
 	default:
 		s.health(w)
@@ -113,10 +134,7 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	errors.As(err, &why)
 	status := map[string]int{"invalid_request": 400, "unauthorized": 401, "forbidden_origin": 403, "not_found": 404, "method_not_allowed": 405,
 		"body_too_large": 413, "unsupported_media_type": 415, "queue_full": 429, "shutting_down": 503}[why.Code]
-	switch status {
-	case http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", "Bearer")
-	case http.StatusTooManyRequests:
+	if status == http.StatusTooManyRequests {
 		w.Header().Set("Retry-After", "10")
 	}
 	s.log.Info("refused", "remote", r.RemoteAddr, "status", "rejected", "code", why.Code)
@@ -124,15 +142,23 @@ func (s *server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 func (s *server) health(w http.ResponseWriter) {
-	length, _, closed, _ := s.queue.look(nil)
-	status, state := http.StatusOK, map[string]any{"status": "ok", "busy": length > 0, "queued": max(0, length-1), "version": version}
-	if closed != "" {
-		status, state["status"], state["reason"] = http.StatusServiceUnavailable, "unavailable", closed
+	s.queue.mu.Lock()
+	length := len(s.queue.places)
+	s.queue.mu.Unlock()
+	status, state := http.StatusOK, map[string]any{"status": "ok", "busy": length > 0, "queued": max(0, length-1), "version": version,
+		"key_proxy": s.cfg.KeyProxy, "warm": s.warmth()}
+	s.facts.Range(func(name, value any) bool {
+		state[name.(string)] = value
+		return true
+	})
+	if why := context.Cause(s.queue.closing); why != nil {
+		status, state["status"], state["reason"] = http.StatusServiceUnavailable, "unavailable", why.Error()
 	}
 	writeJSON(w, status, state)
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeLimit))
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
@@ -155,6 +181,7 @@ func (s *server) admit(w http.ResponseWriter, r *http.Request) (*command, error)
 	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
 	want, got := sha256.Sum256([]byte(s.cfg.Token)), sha256.Sum256([]byte(token))
 	if s.cfg.Token != "" && !(strings.EqualFold(scheme, "Bearer") && subtle.ConstantTimeCompare(want[:], got[:]) == 1) {
+		w.Header().Set("WWW-Authenticate", "Bearer")
 		return nil, fail("unauthorized", "send the server's VM_TOKEN as Authorization: Bearer TOKEN")
 	}
 	if kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type")); kind != "application/json" {
@@ -204,7 +231,7 @@ func decodeCommand(body []byte) (*command, error) {
 		return nil, errors.New(`command is missing or blank: send {"command": "…"}`)
 	}
 	session, _ := fields["session_id"].(string)
-	return &command{prompt, session}, nil
+	return &command{prompt: prompt, session: session}, nil
 }
 
 // command answers POST /command.
@@ -222,142 +249,65 @@ func (s *server) command(w http.ResponseWriter, r *http.Request) {
 	defer cancel(nil)
 	// net/http ends the request's context also when a write fails.
 	defer context.AfterFunc(r.Context(), func() { cancel(errClientGone) })()
-	out := newReply(w, r)
-	go out.beat(r.Context(), s.cfg.Heartbeat)
-	t, started := &transcript{}, time.Now()
-	if t.stopped = s.await(ctx, c, out); t.stopped == nil {
-		started = time.Now()
-		t = s.execute(ctx, c, func(line []byte) { out.event("agent", line) })
-	}
-	s.queue.leave(c)
-	t.judge()
-	t.DurationMS = time.Since(started).Milliseconds()
-	out.answer(t.answer)
-	code := ""
-	if t.Error != nil {
-		code = t.Error.Code
-	}
-	s.log.Info("command", "request", rand.Text()[:8], "remote", r.RemoteAddr, "status", t.Status, "code", code, "duration_ms", t.DurationMS,
-		"exit", t.exit, "swept", t.swept, "lines_skipped", t.skipped, "cost_usd", t.CostUSD, "answered", out.err == errAnswered)
-}
-
-// await returns when it is c's turn, or why it gets none.
-func (s *server) await(ctx context.Context, c *command, out *reply) error {
-	for told := 0; ; {
-		_, place, closed, changed := s.queue.look(c)
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case closed != "": // also for who is first by now
-			return errShuttingDown
-		case place == 0:
-			return nil
-		case place != told:
-			told = place
-			out.event("queued", fmt.Appendf(nil, `{"position":%d}`, place))
+	events, t := make(chan event), &transcript{}
+	go func() {
+		defer close(events)
+		started := time.Now()
+		if t.stopped = s.await(ctx, c, events); t.stopped == nil {
+			started = time.Now()
+			t = s.execute(ctx, c, events)
 		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
+		s.queue.leave(c)
+		t.judge()
+		t.DurationMS = time.Since(started).Milliseconds()
+		data, _ := json.Marshal(t.answer)
+		events <- event{"response", data}
+	}()
+	err = s.reply(w, r, events)
+	s.log.Info("command", "request", rand.Text()[:8], "remote", r.RemoteAddr, "status", t.Status, "code", cmp.Or(t.Error, &problem{}).Code, "duration_ms", t.DurationMS,
+		"exit", t.exit, "swept", t.swept, "lines_skipped", t.skipped, "cost_usd", t.CostUSD, "answered", err == nil)
+	s.renewSpare(t.session)
+}
+
+// reply sends a command's events until they end, as an event stream where the
+// client asked for one, else the last alone, as JSON. While there is none it
+// sends what means nothing: JSON allows white space before the value, an event
+// stream comments.
+func (s *server) reply(w http.ResponseWriter, r *http.Request, events <-chan event) (err error) {
+	control, kind, beat := http.NewResponseController(w), "application/json", "\n"
+	tick, pause := time.Tick(s.cfg.Heartbeat), time.NewTimer(0)
+	stream := strings.Contains(r.Header.Get("Accept"), "text/event-stream")
+	if stream {
+		kind, beat = "text/event-stream", ":\n\n"
+	} else {
+		pause.Stop() // a proxy may still answer in its own words
 	}
-}
-
-// reply writes to the client of an accepted command: one JSON object or, where
-// it asked for that, an event stream.
-type reply struct {
-	mu      sync.Mutex // guards all below: heartbeats and flushes come from other goroutines
-	w       http.ResponseWriter
-	control *http.ResponseController
-	buffer  *bufio.Writer
-	flusher *time.Timer
-	stream  bool
-	err     error // the first; nothing is written after it
-}
-
-var errAnswered = errors.New("answered")
-
-func newReply(w http.ResponseWriter, r *http.Request) *reply {
-	o := &reply{w: w, control: http.NewResponseController(w), stream: strings.Contains(r.Header.Get("Accept"), "text/event-stream")}
-	o.buffer = bufio.NewWriterSize(o, 64<<10)
-	o.flusher = time.AfterFunc(time.Hour, o.flush)
-	o.control.SetReadDeadline(time.Time{}) // the request is read; its sender may now wait for long
+	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Cache-Control", "no-store")
 	w.Header().Set("X-Accel-Buffering", "no") // or nginx would hold heartbeats and events back
-	w.Header().Set("Content-Type", "application/json")
-	if o.stream {
-		w.Header().Set("Content-Type", "text/event-stream")
-		o.send(nil, []byte(":\n\n"))
-		o.flush()
-	}
-	return o
-}
-
-// Write is the buffer's way to the client. A client that takes nothing for
-// writeLimit counts as gone.
-func (o *reply) Write(data []byte) (int, error) {
-	for part := range slices.Chunk(data, 64<<10) {
-		o.control.SetWriteDeadline(time.Now().Add(writeLimit))
-		if _, err := o.w.Write(part); err != nil {
-			return 0, err
-		}
-	}
-	return len(data), nil
-}
-
-// send writes what is meant for the client's form, if anything is. It leaves
-// once no more has come for a moment, or when it is much.
-func (o *reply) send(asJSON, asStream []byte) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.stream {
-		asJSON = asStream
-	}
-	if o.err == nil && asJSON != nil {
-		_, o.err = o.buffer.Write(asJSON)
-		o.flusher.Reset(10 * time.Millisecond)
-	}
-}
-
-func (o *reply) flush() {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	if o.err == nil {
-		o.err = cmp.Or(o.buffer.Flush(), o.control.Flush())
-	}
-}
-
-// beat sends what means nothing, until ctx ends: JSON allows white space before
-// the value, an event stream allows comments.
-func (o *reply) beat(ctx context.Context, every time.Duration) {
-	for tick := time.Tick(every); ; {
+	control.SetReadDeadline(time.Time{})      // the request is read; its sender may now wait for long
+	control.SetWriteDeadline(time.Now().Add(writeLimit))
+	for {
+		var data []byte
 		select {
+		case e, more := <-events:
+			switch {
+			case !more:
+				return cmp.Or(err, control.Flush())
+			case stream: // a carriage return, which JSON allows, would end a line and let the agent forge events
+				data = fmt.Appendf(nil, "event: %s\ndata: %s\n\n", e.name, bytes.ReplaceAll(e.data, []byte("\r"), nil))
+			case e.name == "response":
+				data = append(e.data, '\n')
+			}
 		case <-tick:
-			o.send([]byte("\n"), []byte(":\n\n"))
-		case <-ctx.Done():
-			return
+			data = []byte(beat)
+		case <-pause.C:
+			err = cmp.Or(err, control.Flush())
+		}
+		if err == nil && data != nil {
+			control.SetWriteDeadline(time.Now().Add(writeLimit + time.Duration(len(data)/slowest)*time.Second))
+			_, err = w.Write(data)
+			pause.Reset(10 * time.Millisecond) // what comes quickly is sent together
 		}
 	}
-}
-
-// event sends an event to a stream. A carriage return, which JSON allows between
-// values, would end a stream's line there and let the agent forge events.
-func (o *reply) event(name string, data []byte) {
-	if o.stream {
-		o.send(nil, fmt.Appendf(nil, "event: %s\ndata: %s\n\n", name, bytes.ReplaceAll(data, []byte("\r"), nil)))
-	}
-}
-
-// answer sends the last that is sent.
-func (o *reply) answer(a answer) {
-	data, _ := json.Marshal(a)
-	o.event("response", data)
-	if !o.stream {
-		o.send(append(data, '\n'), nil)
-	}
-	o.flush()
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	o.flusher.Stop()
-	o.err = cmp.Or(o.err, errAnswered)
 }

@@ -313,7 +313,7 @@ func TestEventStream(t *testing.T) {
 		case ":":
 			beats++
 		case "event: agent":
-			got = append(got, parseEvent([]byte(data)).Type)
+			got = append(got, parseLine([]byte(data)).Type)
 		case "event: response":
 			json.Unmarshal([]byte(data), &response)
 			got = append(got, "response "+response.Result)

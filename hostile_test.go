@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 const testSession = "0d5bd9a1-6a0c-4ee8-8b5e-3b8a0c1f2e3d"
@@ -18,12 +19,20 @@ const testSession = "0d5bd9a1-6a0c-4ee8-8b5e-3b8a0c1f2e3d"
 // hostileClaude stands in for the CLI where that is too well-behaved: it does
 // what the prompt's first word says. The second is a marker for its processes.
 func hostileClaude() {
+	misbehaveWhileIdle()
 	line, _ := bufio.NewReaderSize(os.Stdin, 64<<10).ReadString('\n')
 	var input struct{ Message struct{ Content string } }
 	json.Unmarshal([]byte(line), &input)
+	if file, err := os.OpenFile("prompts", os.O_APPEND|os.O_WRONLY, 0); err == nil { // where a test counts them
+		file.WriteString(input.Message.Content + "\n")
+		file.Close()
+	}
 	behaviour, marker, _ := strings.Cut(input.Message.Content, " ")
-	if behaviour == "says-nothing" {
+	switch behaviour {
+	case "says-nothing":
 		return
+	case "real":
+		becomeRealClaude(marker)
 	}
 	emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `","mcp_servers":[{"name":"playwright","status":"connected"}]}`)
 	switch behaviour {
@@ -137,7 +146,7 @@ func hostileClaude() {
 		directory, _ := os.Getwd()
 		group, _ := syscall.Getpgid(0)
 		data, _ := json.Marshal(map[string]any{"args": os.Args[1:], "env": os.Environ(), "dir": directory, "leads": group == os.Getpid(),
-			"uid": os.Getuid(), "gid": os.Getgid()})
+			"uid": os.Getuid(), "gid": os.Getgid(), "pid": os.Getpid()})
 		result(string(data))
 		return
 	case "one-large-line":
@@ -176,11 +185,65 @@ func hostileClaude() {
 			out.WriteString(line)
 		}
 		out.Flush()
+	case "writes-a-file": // one byte for each command that runs
+		file, err := os.OpenFile("ran", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+		if err == nil {
+			_, err = file.WriteString("x")
+		}
+		result(fmt.Sprint("writing: ", err))
+		return
+	case "waits-for-its-child":
+		path, _ := os.Executable()
+		child := exec.Command(path, "descend", marker, "sleep")
+		child.Run()
+		result("its child: " + child.ProcessState.String())
+		return
+	case "runs-out-of-memory":
+		syscall.Setrlimit(syscall.RLIMIT_AS, &syscall.Rlimit{Cur: 1 << 20, Max: 1 << 20})
+		say(string(make([]byte, 1<<30)))
 	}
 	say("a subagent's words are not the agent's") // told apart by their parent
 	emit(`{"type":"assistant","parent_tool_use_id":"toolu_1","message":{"content":[{"type":"text","text":"subagent"}]}}`)
 	say(behaviour)
 	result(behaviour)
+}
+
+// misbehaveWhileIdle does, before a prompt is read, what files in the workspace
+// say. The first process that finds one with "once" in its name removes it.
+func misbehaveWhileIdle() {
+	there := func(name string) bool {
+		_, err := os.Stat(name)
+		return err == nil || os.Remove(name+"-once") == nil
+	}
+	if file, err := os.OpenFile("starts", os.O_APPEND|os.O_WRONLY, 0); err == nil { // where a test looks for them
+		fmt.Fprintln(file, os.Getpid())
+		file.Close()
+	}
+	switch {
+	case there("exits-at-start"):
+		os.Exit(7)
+	case there("ignores-signals-while-idle"):
+		signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	case there("speaks-before-it-is-asked"):
+		result("forged")
+	case there("dies-on-the-prompt-unread"):
+		waitForInput()
+		os.Exit(8)
+	case there("dies-on-half-the-prompt"):
+		waitForInput()
+		os.Stdin.Read(make([]byte, 100))
+		os.Exit(8)
+	}
+}
+
+// waitForInput returns when there is something to read from stdin, which it
+// leaves there.
+func waitForInput() {
+	poll := struct {
+		fd              int32
+		events, revents int16
+	}{0, 1, 0} // POLLIN
+	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, 0, 0, 0, 0)
 }
 
 func emit(line string) { os.Stdout.WriteString(line + "\n") }

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -12,8 +11,10 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -54,24 +55,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return newServer(cfg, log).serve(ctx)
 }
 
-// maxConnections leaves most of the usual 1024 descriptors to the rest.
-const maxConnections = 500
-
 // server is what the actors of one run share.
 type server struct {
 	cfg      *config
 	log      *slog.Logger
 	queue    queue
 	children children
-	proxy    *keyProxy       // nil: the agent gets whatever credentials there are
-	running  context.Context // ends when commands must
+	agents   sync.Mutex            // held by who may have an agent: a command, or who renews the spare
+	spare    atomic.Pointer[agent] // the next agent, which waits; changed with agents held
+	keyed    atomic.Pointer[agent] // the agent that may use the key, nil for none
+	proxyURL string                // where
+	facts    sync.Map              // what else /healthz tells
+	running  context.Context       // ends when commands must
 	abort    context.CancelCauseFunc
+	maxIdle  time.Duration                    // an older spare is replaced
 	sweep    func(time.Duration) (int, error) // children.sweep; tests leave it out to show what it does
 }
 
 func newServer(cfg *config, log *slog.Logger) *server {
-	s := &server{cfg: cfg, log: log, queue: queue{changed: make(chan struct{})}}
+	s := &server{cfg: cfg, log: log, maxIdle: 30 * time.Minute}
 	s.running, s.abort = context.WithCancelCause(context.Background())
+	s.queue.closing, s.queue.cancel = context.WithCancelCause(context.Background())
 	s.sweep = s.children.sweep
 	return s
 }
@@ -79,19 +83,19 @@ func newServer(cfg *config, log *slog.Logger) *server {
 // serve runs the actors until the first of them ends. Their interrupts run in
 // the order of Add: the listener drains before the reaper ends.
 func (s *server) serve(ctx context.Context) error {
-	// To the end: a second signal must not kill the server while it drains.
+	// To the end: a second signal must not kill the server while it drains, nor
+	// SIGPIPE when nobody reads its log any more.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(make(chan os.Signal), syscall.SIGPIPE)
 	if err := confine(); err != nil {
 		return err
 	}
+	reserveThreads()
 	listener, err := net.Listen("tcp", s.cfg.Addr)
 	if err != nil {
 		return fmt.Errorf("cannot listen on VM_ADDR: %w", err)
 	}
-	s.log.Info("listening", "addr", listener.Addr(), "version", version, "token", s.cfg.Token != "", "key_proxy", s.cfg.KeyProxy, "claude", s.cfg.Claude,
-		"workspace", s.cfg.Workspace, "user", s.cfg.User, "mcp_config", s.cfg.MCPConfig)
-
 	var group actors.Group
 	ctx, cancel := context.WithCancel(ctx)
 	group.Add(func() error {
@@ -102,60 +106,103 @@ func (s *server) serve(ctx context.Context) error {
 		}
 		return nil
 	}, func(error) { cancel() })
+	web := s.newWeb(s)
+	group.Add(func() error { return web.Serve(listener) }, func(error) { s.drain(web, signals) })
+	if s.cfg.KeyProxy {
+		inner, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return fmt.Errorf("cannot listen for the agent (VM_KEY_PROXY): %w", err)
+		}
+		s.proxyURL = "http://" + inner.Addr().String()
+		proxy := s.newWeb(s.keyProxy(os.Getenv("ANTHROPIC_API_KEY"), s.cfg.api))
+		group.Add(func() error { return proxy.Serve(inner) }, func(error) { proxy.Close() })
+	}
+	tending, stop := context.WithCancel(context.Background())
+	group.Add(func() error { return s.tend(tending) }, func(error) { stop() })
+	s.log.Info("listening", "addr", listener.Addr(), "version", version, "token", s.cfg.Token != "", "key_proxy", s.cfg.KeyProxy, "claude", s.cfg.Claude,
+		"workspace", s.cfg.Workspace, "user", s.cfg.User, "mcp_config", s.cfg.MCPConfig, "warm", s.cfg.Warm)
+	return group.Run()
+}
 
-	web := &http.Server{
-		Handler:           s,
+// reserveThreads has the runtime create threads that it keeps, as it ends the program when it wants one and the
+// agent has taken every process there may be.
+func reserveThreads() {
+	var all sync.WaitGroup
+	all.Add(16)
+	for range 16 {
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			all.Done()
+			all.Wait()
+		}()
+	}
+}
+
+// newWeb limits slow clients, and connections to a third of the descriptors, which must serve two of these and
+// the sweep.
+func (s *server) newWeb(handler http.Handler) *http.Server {
+	var open atomic.Uint64
+	return &http.Server{
+		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second, // of a request; newReply lifts it for the wait that follows
-		WriteTimeout:      time.Minute,      // of a refusal, which may come after ReadTimeout; reply.send has its own
+		ReadTimeout:       30 * time.Second, // of a request; who answers for longer lifts it
 		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
-	}
-	// The sweep needs descriptors too.
-	var connections atomic.Int32
-	web.ConnState = func(connection net.Conn, state http.ConnState) {
-		switch state {
-		case http.StateNew:
-			if connections.Add(1) > maxConnections {
+		ConnState: func(connection net.Conn, state http.ConnState) {
+			var limit syscall.Rlimit
+			syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
+			if state == http.StateNew && open.Add(1) > limit.Cur/3 {
 				connection.Close()
 			}
-		case http.StateClosed:
-			connections.Add(-1)
-		}
+			if state == http.StateClosed {
+				open.Add(^uint64(0))
+			}
+		},
 	}
-	group.Add(func() error { return web.Serve(listener) }, func(error) { s.drain(web, signals) })
+}
 
-	if s.cfg.KeyProxy {
-		if s.proxy, err = newKeyProxy(os.Getenv("ANTHROPIC_API_KEY"), cmp.Or(os.Getenv("ANTHROPIC_BASE_URL"), "https://api.anthropic.com")); err != nil {
-			return err
+// tend reaps whenever a child ends, and looks after the spare once a minute, until ctx ends.
+func (s *server) tend(ctx context.Context) error {
+	ended, minute := make(chan os.Signal, 1), time.Tick(time.Minute) // one signal is enough, as reap collects all
+	signal.Notify(ended, syscall.SIGCHLD)
+	defer signal.Stop(ended)
+	s.renewSpare("")
+	for {
+		select {
+		case <-ended:
+			s.children.reap()
+		case <-minute:
+			if a := s.spare.Load(); a != nil {
+				s.renewSpare(a.session)
+			}
+		case <-ctx.Done():
+			return nil
 		}
-		group.Add(s.proxy.serve, func(error) { s.proxy.listener.Close() })
 	}
-	reaping, stop := context.WithCancel(context.Background())
-	group.Add(func() error { return s.children.watch(reaping) }, func(error) { stop() })
-	return group.Run()
 }
 
 // drain refuses what is new, lets the running command end within ShutdownGrace
 // or until another signal, stops it then, and closes the listener once every
 // answer is sent.
 func (s *server) drain(web *http.Server, signals <-chan os.Signal) {
-	s.queue.close("the server is stopping")
-	for grace := time.After(s.cfg.ShutdownGrace); ; {
-		length, _, _, changed := s.queue.look(nil)
-		if length == 0 {
-			break
-		}
-		select {
-		case <-changed:
-		case <-grace:
-			s.abort(errShuttingDown)
-		case <-signals:
-			s.abort(errShuttingDown)
-		}
+	s.queue.close(errShutdown)
+	answered := make(chan struct{})
+	go func() {
+		s.queue.answers.Wait() // each write of them has a deadline
+		close(answered)
+	}()
+	select {
+	case <-answered:
+	case <-time.After(s.cfg.ShutdownGrace):
+	case <-signals:
 	}
-	s.queue.answers.Wait() // each write of them has a deadline
+	s.abort(errShutdown)
+	<-answered
+	s.agents.Lock() // no spare is started any more
+	defer s.agents.Unlock()
+	s.takeSpare("none")
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
 	web.Shutdown(ctx)

@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,7 +42,8 @@ func TestMain(m *testing.M) {
 }
 
 // serverRole runs the server as main does. The role "sweep off" leaves the
-// sweep out, for negative controls. SIGUSR1 makes it print its goroutines,
+// sweep out, for negative controls; with "short lives" a spare is old after a
+// second. SIGUSR1 makes it print its goroutines,
 // SIGUSR2 makes it dumpable.
 func serverRole(role string) error {
 	dumpable := make(chan os.Signal, 1)
@@ -54,7 +56,7 @@ func serverRole(role string) error {
 	signal.Notify(count, syscall.SIGUSR1)
 	go func() {
 		for range count {
-			runtime.GC()
+			debug.FreeOSMemory() // collects, and returns to the kernel what is free
 			fmt.Fprintf(os.Stderr, "goroutines=%d.\n", runtime.NumGoroutine())
 		}
 	}()
@@ -64,7 +66,7 @@ func serverRole(role string) error {
 			return err
 		}
 	}
-	if role != "sweep off" {
+	if role == "1" {
 		return run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)
 	}
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
@@ -73,7 +75,12 @@ func serverRole(role string) error {
 		return err
 	}
 	s := newServer(cfg, log)
-	s.sweep = func(time.Duration) (int, error) { return 0, nil }
+	switch role {
+	case "sweep off":
+		s.sweep = func(time.Duration) (int, error) { return 0, nil }
+	case "short lives":
+		s.maxIdle = time.Second
+	}
 	return s.serve(context.Background())
 }
 
@@ -121,7 +128,7 @@ func serverCommand(t testing.TB, env ...string) *exec.Cmd {
 	cmd.Dir = t.TempDir()
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + cmd.Dir, "IS_SANDBOX=1", "TEST_SERVER=1",
-		"VM_CLAUDE=" + self(t), "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=300ms", "VM_EXIT_GRACE=300ms", "VM_TIMEOUT=30s",
+		"VM_CLAUDE=" + self(t), "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=300ms", "VM_EXIT_GRACE=300ms", "VM_TIMEOUT=30s", "VM_WARM=false",
 	}, env...)
 	return cmd
 }
@@ -264,11 +271,20 @@ func killMarked(t testing.TB, marker string) {
 func childrenOf(pid int) (count int) {
 	paths, _ := filepath.Glob("/proc/[0-9]*")
 	for _, path := range paths {
-		if _, parent := stat(filepath.Base(path)); parent == pid {
+		if parentOf(path) == pid {
 			count++
 		}
 	}
 	return count
+}
+
+// parentOf reads the parent's pid of a process from its folder in /proc.
+func parentOf(path string) (pid int) {
+	data, _ := os.ReadFile(path + "/stat")
+	if fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:]); len(fields) > 1 {
+		pid, _ = strconv.Atoi(string(fields[1]))
+	}
+	return pid
 }
 
 // newMarker returns what no other process has among its arguments.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"regexp"
@@ -24,23 +25,24 @@ var testName = regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w+`)
 
 const realKey = "sk-the-real-key"
 
-// startProxy starts a key proxy in front of api.
-func startProxy(t *testing.T, api http.HandlerFunc) (*keyProxy, *httptest.Server) {
+// startProxy starts a key proxy in front of api, for a server without agents.
+func startProxy(t *testing.T, api http.HandlerFunc) (s *server, base string, upstream *httptest.Server) {
 	t.Helper()
-	upstream := httptest.NewServer(api)
+	upstream = httptest.NewServer(api)
 	t.Cleanup(upstream.Close)
-	p, err := newKeyProxy(realKey, upstream.URL+"/base")
+	address, err := url.Parse(upstream.URL + "/base")
 	if err != nil {
 		t.Fatal(err)
 	}
-	go p.serve()
-	t.Cleanup(func() { p.listener.Close() })
-	return p, upstream
+	s = &server{}
+	proxy := httptest.NewServer(s.keyProxy(realKey, address))
+	t.Cleanup(proxy.Close)
+	return s, proxy.URL, upstream
 }
 
-// placeholderOf takes the placeholder and the URL from an agent's environment.
-func placeholderOf(env []string) (placeholder, base string) {
-	return strings.TrimPrefix(env[0], "ANTHROPIC_API_KEY="), strings.TrimPrefix(env[1], "ANTHROPIC_BASE_URL=")
+// issue lets an agent that isn't there use the key.
+func (s *server) issue(placeholder string, stop context.CancelCauseFunc) {
+	s.keyed.Store(&agent{placeholder: placeholder, stop: stop})
 }
 
 func askProxy(t *testing.T, url, key string, header ...string) (status int, text string) {
@@ -65,9 +67,10 @@ func askProxy(t *testing.T, url, key string, header ...string) (status int, text
 func TestTheKeyProxyAcceptsThePresentPlaceholderAlone(t *testing.T) {
 	t.Parallel()
 	var seen atomic.Pointer[http.Request]
-	p, _ := startProxy(t, func(w http.ResponseWriter, r *http.Request) { seen.Store(r); io.WriteString(w, "answered") })
-	old, base := placeholderOf(p.issue(func() {}))
-	present, _ := placeholderOf(p.issue(func() {}))
+	s, base, _ := startProxy(t, func(w http.ResponseWriter, r *http.Request) { seen.Store(r); io.WriteString(w, "answered") })
+	const old, present = "placeholder-old", "placeholder-present"
+	s.issue(old, nil)
+	s.issue(present, nil)
 	tests := []struct {
 		name, path, key string
 		status          int
@@ -105,7 +108,7 @@ func TestTheKeyProxyAcceptsThePresentPlaceholderAlone(t *testing.T) {
 			}
 		})
 	}
-	p.current.Store(nil)
+	s.keyed.Store(nil)
 	if status, _ := askProxy(t, base+"/v1/messages", present); status != 403 {
 		t.Errorf("the placeholder still counts after its command: %d", status)
 	}
@@ -114,14 +117,15 @@ func TestTheKeyProxyAcceptsThePresentPlaceholderAlone(t *testing.T) {
 func TestTheKeyProxyStreamsAndCancels(t *testing.T) {
 	t.Parallel()
 	canceled := make(chan struct{})
-	p, _ := startProxy(t, func(w http.ResponseWriter, r *http.Request) {
+	s, base, _ := startProxy(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/event-stream")
 		io.WriteString(w, "event: first\n\n")
 		w.(http.Flusher).Flush()
 		<-r.Context().Done()
 		close(canceled)
 	})
-	placeholder, base := placeholderOf(p.issue(func() {}))
+	const placeholder = "placeholder-present"
+	s.issue(placeholder, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	request, _ := http.NewRequestWithContext(ctx, "POST", base+"/v1/messages", strings.NewReader("{}"))
@@ -145,18 +149,16 @@ func TestTheKeyProxyStreamsAndCancels(t *testing.T) {
 
 func TestTheKeyProxyTellsOfARefusedKeyAndAnAPIOutOfReach(t *testing.T) {
 	t.Parallel()
-	p, upstream := startProxy(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) })
+	s, base, upstream := startProxy(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(401) })
 	refused := false
-	placeholder, base := placeholderOf(p.issue(func() { refused = true }))
+	const placeholder = "placeholder-present"
+	s.issue(placeholder, func(why error) { refused = why == errKeyRefused })
 	if status, _ := askProxy(t, base+"/v1/messages", placeholder); status != 401 || !refused {
 		t.Errorf("status %d, refused %v", status, refused)
 	}
 	upstream.Close()
 	if status, text := askProxy(t, base+"/v1/messages", placeholder); status != 502 || !strings.Contains(text, "cannot reach the model's API") || strings.Contains(text, realKey) {
 		t.Errorf("status %d, %s", status, text)
-	}
-	if _, err := newKeyProxy(realKey, "no URL"); err == nil || strings.Contains(err.Error(), realKey) {
-		t.Errorf("a base URL that is none: %v", err)
 	}
 }
 

@@ -2,104 +2,86 @@ package main
 
 import (
 	"bytes"
-	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
-	"os/signal"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"syscall"
 	"time"
 )
 
-// prSetChildSubreaper is PR_SET_CHILD_SUBREAPER, prctl(2).
-const prSetChildSubreaper = 36
+// sweepLimit is far more than the kernel needs to end killed processes.
+const sweepLimit = 10 * time.Second
 
-// confine keeps inherited descriptors from this process's children; makes
-// orphans below it its children, whatever session or process group they moved
-// to; and closes /proc/PID to its own user, but for what all may read.
+// confine makes orphans below this process its children, whatever session or process group they moved to
+// (PR_SET_CHILD_SUBREAPER); closes /proc/PID to its own user, but for what all may read (PR_SET_DUMPABLE);
+// and keeps inherited descriptors from its children (close_range(2), CLOSE_RANGE_CLOEXEC).
 func confine() error {
-	entries, err := os.ReadDir("/proc/self/fd")
-	for _, entry := range entries {
-		if fd, _ := strconv.Atoi(entry.Name()); fd > 2 {
-			syscall.CloseOnExec(fd)
+	const setChildSubreaper, closeRange, closeRangeCloexec = 36, 436, 4
+	for _, call := range [][4]uintptr{
+		{syscall.SYS_PRCTL, setChildSubreaper, 1, 0},
+		{syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 0, 0},
+		{closeRange, 3, math.MaxUint32, closeRangeCloexec},
+	} {
+		if _, _, errno := syscall.RawSyscall(call[0], call[1], call[2], call[3]); errno != 0 {
+			return fmt.Errorf("cannot confine the agent: %w; prctl and close_range are needed (Linux 5.11)", errno)
 		}
-	}
-	for option, value := range map[uintptr]uintptr{prSetChildSubreaper: 1, syscall.PR_SET_DUMPABLE: 0} {
-		if _, _, errno := syscall.RawSyscall(syscall.SYS_PRCTL, option, value, 0); errno != 0 {
-			err = errno
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("cannot confine the agent: %w; /proc and prctl are needed", err)
 	}
 	return nil
 }
 
-// children is the one place that starts this process's children, signals them
-// and waits for them. Nothing else may wait, or it would take their statuses.
+// children is the one place that waits for this process's children: for its own, which start started, and for
+// the orphans that became its children.
 type children struct {
-	// mu is held from fork until the child is known, while kill looks and kills,
-	// and while statuses are collected, so that a child's pid always means that
-	// child: the kernel frees a pid only when its status is collected.
-	mu     sync.Mutex
-	main   int // pid of the child that start started, 0 once it was collected
-	exited chan syscall.WaitStatus
+	// mu is held from fork until the child is known, while kill looks and kills, and while statuses are collected,
+	// so that a child's pid always means that child: the kernel frees a pid only when its status is collected.
+	mu    sync.Mutex
+	own   int // pid, 0 for none
+	ended func(syscall.WaitStatus)
 }
 
-// start starts the command. The channel gets its status, once. The process is
-// only for Signal, which by its pidfd can't meet another process.
-func (c *children) start(cmd *exec.Cmd) (*os.Process, <-chan syscall.WaitStatus, error) {
+// start starts cmd; ended is called, in a goroutine of its own, when it has ended. Only then may cmd.Wait be
+// called, for its output; until then, as os/exec signals by pidfd, a signal can't meet another process.
+func (c *children) start(cmd *exec.Cmd, ended func(syscall.WaitStatus)) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := cmd.Start(); err != nil {
-		return nil, nil, err
+	err := cmd.Start()
+	if err == nil {
+		c.own, c.ended = cmd.Process.Pid, ended
 	}
-	c.main, c.exited = cmd.Process.Pid, make(chan syscall.WaitStatus, 1)
-	return cmd.Process, c.exited, nil
+	return err
 }
 
-// reap collects the status of every child that has ended. None left, not even
-// a running one, is what the kernel's ECHILD says; under a subreaper it proves
-// that no process below this one is left.
+// reap collects the status of every child that has ended. None left, not even a running one, is what the
+// kernel's ECHILD says; under a subreaper that proves that no process below this one is left.
 func (c *children) reap() (noneLeft bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|syscall.WALL, nil)
-		if err != syscall.EINTR && (err != nil || pid == 0) {
+		switch pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|syscall.WALL, nil); {
+		case err == syscall.EINTR:
+		case err != nil || pid == 0:
 			return err == syscall.ECHILD
-		}
-		if pid > 0 && pid == c.main {
-			c.main = 0
-			c.exited <- status
+		case pid == c.own:
+			c.own = 0
+			go c.ended(status)
 		}
 	}
 }
 
-// watch reaps whenever a child ends, until ctx does.
-func (c *children) watch(ctx context.Context) error {
-	ended := make(chan os.Signal, 1) // one is enough, as reap collects them all
-	signal.Notify(ended, syscall.SIGCHLD)
-	defer signal.Stop(ended)
-	for ctx.Err() == nil {
-		c.reap()
-		select {
-		case <-ended:
-		case <-ctx.Done():
-		}
-	}
-	return nil
-}
-
-// sweep kills every process below this one and reaps, again and again, until
-// none is left. It returns how many it had to kill, or an error after limit.
+// sweep kills every child and reaps, again and again, as what was below a child becomes one, until none is left.
+// It returns how many it killed, or an error after limit.
 func (c *children) sweep(limit time.Duration) (killed int, err error) {
-	seen := map[int]bool{}
+	seen := map[string]bool{}
 	for started, pause := time.Now(), 100*time.Microsecond; !c.reap(); pause = min(2*pause, 10*time.Millisecond) {
-		left := c.kill(seen)
+		left := c.kill()
+		for _, process := range left {
+			seen[process] = true
+		}
 		if time.Since(started) > limit {
 			return len(seen), fmt.Errorf("cannot kill %d processes that a command left: %q", len(left), left[:min(len(left), 5)])
 		}
@@ -108,41 +90,20 @@ func (c *children) sweep(limit time.Duration) (killed int, err error) {
 	return len(seen), nil
 }
 
-// kill sends SIGKILL to every process below this one that a look at /proc
-// shows. It adds their pids to seen and returns their descriptions.
-//
-// A child's pid is pinned by mu. A deeper one may be gone by the time of the
-// signal, but its pid is not in use again: Linux hands pids out in a circle.
-func (c *children) kill(seen map[int]bool) (left []string) {
+// kill sends SIGKILL to every child and describes those, such as `7 (sh)`: proc_pid_stat(5).
+func (c *children) kill() (left []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	proc, err := os.Open("/proc")
-	if err != nil {
-		return []string{err.Error()}
-	}
-	defer proc.Close()
-	names, _ := proc.Readdirnames(-1)
-	family := map[int]bool{os.Getpid(): true}
-	for _, name := range names { // by pid, so most often parents first; the next look finds the rest
-		pid, _ := strconv.Atoi(name)
-		if description, parent := stat(name); family[parent] {
+	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range paths {
+		data, _ := os.ReadFile(path)
+		end := bytes.LastIndexByte(data, ')') + 1 // the name before it may hold anything
+		fields := bytes.Fields(data[end:])
+		if len(fields) > 1 && string(fields[1]) == strconv.Itoa(os.Getpid()) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
 			syscall.Kill(pid, syscall.SIGKILL)
-			family[pid], seen[pid] = true, true
-			left = append(left, description)
+			left = append(left, string(data[:end]))
 		}
 	}
 	return left
-}
-
-// stat reads /proc/PID/stat, proc_pid_stat(5): its start, such as `7 (sh) S`,
-// and the parent's pid. It returns nothing and 0 for what is no process.
-func stat(pid string) (description string, parent int) {
-	data, _ := os.ReadFile("/proc/" + pid + "/stat")
-	end := bytes.LastIndexByte(data, ')') // the name before it may hold anything
-	fields := bytes.Fields(data[end+1:])
-	if end < 0 || len(fields) < 2 {
-		return "", 0
-	}
-	parent, _ = strconv.Atoi(string(fields[1]))
-	return string(data[:end+3]), parent
 }

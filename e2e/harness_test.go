@@ -102,8 +102,9 @@ func newDir(t *testing.T) string {
 	return dir
 }
 
-// start starts a server; env overrides what the tests set. An entry that begins
-// with -- is an argument for the container engine.
+// start starts a server; env overrides what the tests set: there is no spare, so
+// that any process but the server is one too many. An entry that begins with --
+// is an argument for the container engine.
 func start(t *testing.T, env ...string) *vm {
 	t.Helper()
 	return startIn(t, newDir(t), env...)
@@ -118,7 +119,7 @@ func startIn(t *testing.T, dir string, env ...string) *vm {
 	t.Cleanup(server.Close)
 	v := &vm{t: t, model: m, modelURL: server.URL, dir: dir, workspace: dir + "/workspace", log: &buffer{},
 		mark: "E2E_MARK=" + strconv.FormatInt(time.Now().UnixNano(), 36), done: make(chan struct{})}
-	env = append(append(agentEnv(server.URL), v.mark, "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=3s"), env...)
+	env = append(append(agentEnv(server.URL), v.mark, "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=3s", "VM_WARM=false"), env...)
 	if image != "" {
 		v.workspace = "/workspace"
 		v.cmd = v.containerCommand(env)
