@@ -133,6 +133,7 @@ func (s *server) execute(ctx context.Context, c *command, events chan<- event) (
 	defer s.facts.Delete("busy_since")
 	if a := s.takeSpare(c.session); a != nil {
 		t = s.attend(ctx, a, c.prompt, events)
+		t.warm = true
 	}
 	// A spare that left some of the prompt unread can't have sent it to a model.
 	if t == nil || t.unread && ctx.Err() == nil {
@@ -340,6 +341,7 @@ type transcript struct {
 	exit     string  // how the CLI ended, "" if there was none
 	stderr   tail
 	unread   bool   // some of the prompt, so that the CLI never had it
+	warm     bool   // the CLI had been waiting
 	swept    int    // processes that had to be killed
 	session  string // the conversation that it continued, "" for a new one
 }

@@ -67,8 +67,8 @@ func (c *children) reap() (noneLeft bool) {
 		case err != nil || pid == 0:
 			return err == syscall.ECHILD
 		case pid == c.own:
-			c.own = 0
 			go c.ended(status)
+			c.own, c.ended = 0, nil
 		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net"
 	"net/http"
@@ -53,6 +54,7 @@ type call struct {
 	Auth     string `json:"authorization"`
 	Prompt   string `json:"prompt"`
 	Canceled bool   `json:"canceled"`
+	Body     string `json:"-"`
 }
 
 // model serves the Messages API and, at GET /calls, what it was asked so far.
@@ -108,9 +110,10 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		Model    string    `json:"model"`
 		Messages []message `json:"messages"`
 	}
-	err := json.NewDecoder(r.Body).Decode(&request)
+	var body strings.Builder
+	err := json.NewDecoder(io.TeeReader(r.Body, &body)).Decode(&request)
 	prompt, done, last := conversation(request.Messages)
-	c := &call{Path: r.URL.Path, Key: r.Header.Get("X-Api-Key"), Auth: r.Header.Get("Authorization"), Prompt: prompt}
+	c := &call{Path: r.URL.Path, Key: r.Header.Get("X-Api-Key"), Auth: r.Header.Get("Authorization"), Prompt: prompt, Body: body.String()}
 	m.mu.Lock()
 	m.calls = append(m.calls, c)
 	m.mu.Unlock()
