@@ -108,7 +108,7 @@ var ending = []task{
 	{"wide MARKER", "success"}, {"fork-chain MARKER", "success"}, {"stopped-child MARKER", "success"},
 	{"answers-twice", "success"}, {"takes-another-turn", "success"}, {"answers-and-stays MARKER", "success"},
 	{"answers-and-closes-stdout", "success"}, {"answers-and-fails", "success"}, {"answers-and-dies", "success"},
-	{"closes-stdout MARKER", "failed agent_crashed"}, {"dies", "failed agent_crashed"}, {"exits", "failed agent_crashed"},
+	{"dies", "failed agent_crashed"}, {"exits", "failed agent_crashed"},
 	{"fills-stderr", "failed agent_crashed"}, {"says-nothing", "failed agent_crashed"}, {"runs-out-of-memory", "failed agent_crashed"},
 	{"reports-an-error", "failed agent_error"}, {"unknown-session", "failed session_not_found"},
 	{"key-refused", "failed authentication_failed"}, {"not-logged-in", "failed authentication_failed"},
@@ -116,7 +116,7 @@ var ending = []task{
 
 // stubborn are commands that end by VM_TIMEOUT alone.
 var stubborn = []task{
-	{"waits MARKER", "timeout timeout"}, {"ignores-signals MARKER", "timeout timeout"},
+	{"waits MARKER", "timeout timeout"}, {"closes-stdout MARKER", "timeout timeout"}, {"ignores-signals MARKER", "timeout timeout"},
 	{"stops-itself MARKER", "timeout timeout"}, {"tells-when-interrupted", "timeout timeout"},
 }
 
@@ -419,7 +419,7 @@ func TestGrowth(t *testing.T) {
 }
 
 func soakEnding(t *testing.T, duration time.Duration, random *rand.Rand) {
-	faults, env := slices.Clone(soakFaults), []string{"VM_TIMEOUT=3m", "VM_HEARTBEAT=20ms"}
+	faults, env := slices.Clone(soakFaults), []string{"VM_WARM=true", "VM_TIMEOUT=3m", "VM_HEARTBEAT=20ms"}
 	var rare []task
 	var marks []string
 	if here(t, "node_modules/.bin/claude", "make setup") {
@@ -456,7 +456,7 @@ func here(t *testing.T, path, remedy string) bool {
 }
 
 func soakStubborn(t *testing.T, duration time.Duration, random *rand.Rand) {
-	s := startServer(t, "VM_TIMEOUT=300ms", "VM_STOP_GRACE=50ms", "VM_EXIT_GRACE=50ms", "VM_HEARTBEAT=20ms")
+	s := startServer(t, "VM_WARM=true", "VM_TIMEOUT=300ms", "VM_STOP_GRACE=50ms", "VM_EXIT_GRACE=50ms", "VM_HEARTBEAT=20ms")
 	newSoak(s, random).run(duration, stubborn, nil, nil)
 }
 
@@ -534,7 +534,7 @@ func soakRestarts(t *testing.T, duration time.Duration, random *rand.Rand) {
 	got, begun, restarts := map[string]int{}, time.Now(), 0
 	marker := newMarker()
 	for ; time.Since(begun) < duration; restarts++ {
-		s := startServer(t, "VM_SHUTDOWN_GRACE=200ms")
+		s := startServer(t, "VM_WARM=true", "VM_SHUTDOWN_GRACE=200ms")
 		outcomes := make(chan outcome, 4)
 		running := []string{"sleeps 300ms", "waits " + marker, "ignores-signals " + marker}[random.IntN(3)]
 		s.background(context.Background(), running, outcomes)
