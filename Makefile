@@ -37,7 +37,9 @@ unit: tools
 e2e: build
 	go test -count=1 -timeout 20m -v -skip '^TestImage' ./e2e
 
-bench:
+bench: build
+	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
+	go test -run '^$$' -bench Waiting -benchtime 1x ./e2e
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
 	go test -run '^$$' -bench 'Flood|Stubborn|Stream' -benchtime 3x .
 	go test -run '^$$' -bench Forms -benchtime 1000x .

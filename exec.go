@@ -44,7 +44,7 @@ var (
 )
 
 // agent is one Claude Code process, which answers one prompt. Concurrently with its user, os/exec copies its
-// output, supervise stops it, and the key proxy looks up its placeholder.
+// output, its context stops it, and the key proxy looks up its placeholder.
 type agent struct {
 	session, settings, placeholder string // the conversation it continues, what it read at its start, its key
 	started                        time.Time
@@ -81,12 +81,17 @@ func (s *server) startAgent(session string) (*agent, error) {
 	cmd.Stdout, cmd.Stderr = out, &a.stderr
 	cmd.WaitDelay = s.cfg.Timeout // for who holds its output but is not below this server
 	cmd.Cancel = func() error {   // the stop ladder
-		for i, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
-			time.AfterFunc(time.Duration(i)*s.cfg.StopGrace, func() {
+		go func() {
+			for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 				cmd.Process.Signal(sig)
 				cmd.Process.Signal(syscall.SIGCONT) // as systemd does: a stopped process would not act on it
-			})
-		}
+				select {
+				case <-a.exited:
+					return
+				case <-time.After(s.cfg.StopGrace):
+				}
+			}
+		}()
 		return nil
 	}
 	var err error
@@ -155,8 +160,8 @@ func (s *server) attend(ctx context.Context, a *agent, prompt string, events cha
 	defer a.close()
 	defer s.keyed.Store(nil)
 	defer context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })()
-	quiet := time.AfterFunc(s.cfg.Timeout, func() { a.stop(errSilent) })
-	defer quiet.Stop()
+	quiet := time.AfterFunc(time.Hour, func() { a.stop(errSilent) }) // begins anew with each line, once there is a result
+	quiet.Stop()
 	input, _ := json.Marshal(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": prompt}})
 	go func() {
 		a.feed.Write(append(input, '\n')) // an error shows in how the CLI ends

@@ -174,9 +174,11 @@ func (s *server) tend(ctx context.Context) error {
 		case <-ended:
 			s.children.reap()
 		case <-minute:
+			session := ""
 			if a := s.spare.Load(); a != nil {
-				s.renewSpare(a.session)
+				session = a.session
 			}
+			s.renewSpare(session)
 		case <-ctx.Done():
 			return nil
 		}

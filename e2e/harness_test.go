@@ -26,7 +26,7 @@ import (
 
 // vm is a running vm-server.
 type vm struct {
-	t         *testing.T
+	t         testing.TB
 	url       string
 	model     *model
 	modelURL  string
@@ -60,7 +60,7 @@ func (b *buffer) String() string {
 var image, engine = os.Getenv("E2E_IMAGE"), os.Getenv("E2E_ENGINE")
 
 // need skips a test whose part is not here, with the reason; in CI it fails.
-func need(t *testing.T, path, remedy string) {
+func need(t testing.TB, path, remedy string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil && image == "" {
 		if os.Getenv("CI") == "true" {
@@ -71,7 +71,7 @@ func need(t *testing.T, path, remedy string) {
 }
 
 // root is the folder of the project.
-func root(t *testing.T) string {
+func root(t testing.TB) string {
 	t.Helper()
 	path, err := filepath.Abs("..")
 	if err != nil {
@@ -87,7 +87,7 @@ func agentEnv(modelURL string) []string {
 }
 
 // newDir makes the folders of a vm, for whoever the agent is.
-func newDir(t *testing.T) string {
+func newDir(t testing.TB) string {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{"workspace", "home", "tmp"} {
@@ -105,12 +105,12 @@ func newDir(t *testing.T) string {
 // start starts a server; env overrides what the tests set: there is no spare, so
 // that any process but the server is one too many. An entry that begins with --
 // is an argument for the container engine.
-func start(t *testing.T, env ...string) *vm {
+func start(t testing.TB, env ...string) *vm {
 	t.Helper()
 	return startIn(t, newDir(t), env...)
 }
 
-func startIn(t *testing.T, dir string, env ...string) *vm {
+func startIn(t testing.TB, dir string, env ...string) *vm {
 	t.Helper()
 	need(t, "../bin/vm-server", "make build")
 	need(t, "../node_modules/.bin/claude", "make setup")

@@ -18,7 +18,7 @@ import (
 )
 
 // startWarm starts a server with a spare.
-func startWarm(t *testing.T, env ...string) *vm {
+func startWarm(t testing.TB, env ...string) *vm {
 	t.Helper()
 	v := start(t, append([]string{"VM_WARM=true"}, env...)...)
 	v.spare("")
