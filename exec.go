@@ -214,7 +214,7 @@ func (s *server) attend(ctx context.Context, a *agent, prompt string, events cha
 
 // clear leaves no process of an agent or, where it can't, closes the queue.
 func (s *server) clear() (killed int, err error) {
-	killed, err = s.sweep(sweepLimit)
+	killed, err = s.sweep()
 	s.facts.Store("last_sweep", map[string]any{"time": time.Now(), "killed": killed})
 	if err != nil {
 		s.log.Error("no further command is taken: restart the container", "error", err)

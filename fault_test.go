@@ -451,7 +451,10 @@ func TestTheServerIsKilled(t *testing.T) {
 			defer killMarked(t, marker)
 			outcomes := make(chan outcome, 1)
 			s.background(context.Background(), "waits "+marker, outcomes)
-			s.running(marker)
+			_, cli := s.running(marker)
+			if !test.pid1 {
+				defer syscall.Kill(cli, syscall.SIGKILL) // which its arguments don't mark
+			}
 			s.cmd.Process.Kill()
 			<-s.done
 			s.done <- nil

@@ -68,8 +68,8 @@ type server struct {
 	facts    sync.Map              // what else /healthz tells
 	running  context.Context       // ends when commands must
 	abort    context.CancelCauseFunc
-	maxIdle  time.Duration                    // an older spare is replaced
-	sweep    func(time.Duration) (int, error) // children.sweep; tests leave it out to show what it does
+	maxIdle  time.Duration       // an older spare is replaced
+	sweep    func() (int, error) // children.sweep; tests leave it out to show what it does
 }
 
 func newServer(cfg *config, log *slog.Logger) *server {

@@ -77,7 +77,7 @@ func serverRole(role string) error {
 	s := newServer(cfg, log)
 	switch role {
 	case "sweep off":
-		s.sweep = func(time.Duration) (int, error) { return 0, nil }
+		s.sweep = func() (int, error) { return 0, nil }
 	case "short lives":
 		s.maxIdle = time.Second
 	}

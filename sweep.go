@@ -13,8 +13,9 @@ import (
 	"time"
 )
 
-// sweepLimit is far more than the kernel needs to end killed processes.
-const sweepLimit = 10 * time.Second
+// sweepRounds take 10 s at least, far more than the kernel needs to end killed processes. They are counted, as a
+// machine may be suspended meanwhile.
+const sweepRounds = 1000
 
 // confine makes orphans below this process its children, whatever session or process group they moved to
 // (PR_SET_CHILD_SUBREAPER); closes /proc/PID to its own user, but for what all may read (PR_SET_DUMPABLE);
@@ -74,18 +75,19 @@ func (c *children) reap() (noneLeft bool) {
 }
 
 // sweep kills every child and reaps, again and again, as what was below a child becomes one, until none is left.
-// It returns how many it killed, or an error after limit.
-func (c *children) sweep(limit time.Duration) (killed int, err error) {
-	seen := map[string]bool{}
-	for started, pause := time.Now(), 100*time.Microsecond; !c.reap(); pause = min(2*pause, 10*time.Millisecond) {
+// It returns how many it killed, or an error after sweepRounds.
+func (c *children) sweep() (killed int, err error) {
+	seen, pause := map[string]bool{}, 100*time.Microsecond
+	for round := 0; !c.reap(); round++ {
 		left := c.kill()
 		for _, process := range left {
 			seen[process] = true
 		}
-		if time.Since(started) > limit {
+		if round == sweepRounds {
 			return len(seen), fmt.Errorf("cannot kill %d processes that a command left: %q", len(left), left[:min(len(left), 5)])
 		}
 		time.Sleep(pause)
+		pause = min(2*pause, 10*time.Millisecond)
 	}
 	return len(seen), nil
 }
