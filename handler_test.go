@@ -181,13 +181,13 @@ func TestQueue(t *testing.T) {
 
 func TestTheTimeoutDoesNotCountTheWait(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=5s")
+	s := startServer(t, "VM_TIMEOUT=9s")
 	outcomes := make(chan outcome, 2)
-	s.background(context.Background(), "sleeps 3s", outcomes)
+	s.background(context.Background(), "sleeps 5s", outcomes)
 	s.queued(0)
-	s.background(context.Background(), "sleeps 3s", outcomes)
+	s.background(context.Background(), "sleeps 5s", outcomes)
 	for range 2 {
-		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 5000 {
+		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 9000 {
 			t.Errorf("%+v", o)
 		}
 	}

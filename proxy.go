@@ -25,7 +25,7 @@ func (s *server) keyProxy(key string, api *url.URL) http.Handler {
 		},
 		FlushInterval: -1, // events as they come
 		ModifyResponse: func(r *http.Response) error {
-			if a := s.keyed.Load(); a != nil && r.StatusCode == http.StatusUnauthorized {
+			if a := s.keyed.Load(); a != nil && r.StatusCode == http.StatusUnauthorized && strings.HasSuffix(r.Request.URL.Path, "/v1/messages") {
 				a.stop(errKeyRefused)
 			}
 			return nil

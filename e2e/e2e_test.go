@@ -166,7 +166,7 @@ func (v *vm) busyNow() {
 
 func TestATimeoutWithABrowserAndDaemons(t *testing.T) {
 	needChromium(t)
-	v := start(t, "VM_TIMEOUT=12s")
+	v := start(t, "VM_TIMEOUT=20s")
 	done := make(chan answer)
 	go func() {
 		a, _, _ := v.post(context.Background(), busy, "")
