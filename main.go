@@ -87,7 +87,7 @@ func (s *server) serve(ctx context.Context) error {
 	// SIGPIPE when nobody reads its log any more.
 	signals := make(chan os.Signal, 2)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
-	signal.Notify(make(chan os.Signal), syscall.SIGPIPE)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	if err := confine(); err != nil {
 		return err
 	}
