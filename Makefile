@@ -32,7 +32,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -parallel 4 .
+	go test -race -count=1 -timeout 20m -parallel 4 .
 
 e2e: build
 	go test -count=1 -timeout 20m -v -skip '^TestImage' ./e2e
