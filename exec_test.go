@@ -212,7 +212,7 @@ func TestWhereverItRuns(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			cmd := serverCommand(t, append(test.env, "VM_CLAUDE="+publicSelf(t), "VM_TIMEOUT=6s")...)
+			cmd := serverCommand(t, append(test.env, "VM_CLAUDE="+publicSelf(t), "VM_TIMEOUT=10s")...)
 			cmd.Path, cmd.Args[0] = publicSelf(t), "vm-server"
 			cmd.SysProcAttr, cmd.Dir = &test.attr, "/"
 			s := startCommand(t, cmd)

@@ -181,13 +181,13 @@ func TestQueue(t *testing.T) {
 
 func TestTheTimeoutDoesNotCountTheWait(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=9s")
+	s := startServer(t, "VM_TIMEOUT=25s")
 	outcomes := make(chan outcome, 2)
-	s.background(context.Background(), "sleeps 5s", outcomes)
+	s.background(context.Background(), "sleeps 13s", outcomes)
 	s.queued(0)
-	s.background(context.Background(), "sleeps 5s", outcomes)
+	s.background(context.Background(), "sleeps 13s", outcomes)
 	for range 2 {
-		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 9000 {
+		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 25000 {
 			t.Errorf("%+v", o)
 		}
 	}
