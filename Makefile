@@ -1,9 +1,10 @@
 # make run     set everything up and start the server on 127.0.0.1:3001
 # make test    everything that can be checked without a container engine
 # make soak    ten minutes of hostile load, or SOAK=20m of it
+# make idle    half an hour in which a started Claude Code waits
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 .POSIX:
-.PHONY: setup build run test tools unit e2e lint bench soak fuzz fuzz-briefly clean
+.PHONY: setup build run test tools unit e2e lint bench soak idle fuzz fuzz-briefly clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
@@ -46,6 +47,9 @@ bench: build
 
 soak:
 	SOAK=$(SOAK) go test -count=1 -run TestSoak -v -timeout 30m .
+
+idle: build
+	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -v -timeout 40m ./e2e
 
 fuzz-briefly:
 	$(MAKE) fuzz FUZZTIME=5s

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	standard "cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -136,6 +138,35 @@ func TestASpareKilledWhileIdle(t *testing.T) {
 	}
 	if prompts := len(v.model.Calls()); prompts != 1 {
 		t.Errorf("the model was asked %d times", prompts)
+	}
+}
+
+// As old as IDLE says, a list of durations (make idle): the spare of before
+// answers, with its MCP server; from 30 minutes on it is too old, and within one
+// more another waits in its place.
+func TestASpareThatHasWaited(t *testing.T) {
+	needChromium(t)
+	for idle := range strings.FieldsSeq(standard.Or(os.Getenv("IDLE"), "2s")) {
+		t.Run(idle, func(t *testing.T) {
+			t.Parallel()
+			v := startWarm(t)
+			begun, before := time.Now(), v.spare("")
+			wait, err := time.ParseDuration(idle)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(wait)
+			if now := v.spare(""); (now == before) != (wait < 31*time.Minute) {
+				t.Errorf("the spare was %s, after %v it is %s", before, time.Since(begun), now)
+			}
+			a := v.say("open: data:text/html,<title>A page of the test</title>", "")
+			if !strings.Contains(a.Result, "Page Title: A page of the test") || len(a.MCPServers) != 1 || a.MCPServers[0].Status != "connected" {
+				t.Errorf("%+v", a)
+			}
+			if want := wait < 30*time.Minute || wait > 31*time.Minute; v.quickly() != want {
+				t.Errorf("after %v: warm is %v", time.Since(begun), !want)
+			}
+		})
 	}
 }
 
