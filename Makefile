@@ -49,7 +49,7 @@ soak:
 	SOAK=$(SOAK) go test -count=1 -run TestSoak -v -timeout 30m .
 
 idle: build
-	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -v -timeout 40m ./e2e
+	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e
 
 fuzz-briefly:
 	$(MAKE) fuzz FUZZTIME=5s
