@@ -154,8 +154,8 @@ func (s *server) execute(ctx context.Context, c *command, events chan<- event) (
 		}
 		t = s.attend(ctx, a, c.prompt, events)
 	}
-	if t.session != c.session {
-		t.session = ""
+	if s.next = c.session; t.session != c.session { // it doesn't continue that one
+		s.next = ""
 	}
 	return t
 }
@@ -261,14 +261,14 @@ func (s *server) takeSpare(session string) *agent {
 // renewSpare keeps the next agent started: for the conversation that the last command continued or, where it
 // continued none, for a new one. It is called after each command and once a minute, so one that keeps failing
 // to start can't spin.
-func (s *server) renewSpare(session string) {
+func (s *server) renewSpare() {
 	if !s.cfg.Warm || !s.agents.TryLock() {
 		return // a command runs, after which it is called again
 	}
 	defer s.agents.Unlock()
-	a := s.takeSpare(session)
+	a := s.takeSpare(s.next)
 	if a == nil && s.queue.closing.Err() == nil {
-		a, _ = s.startAgent(session)
+		a, _ = s.startAgent(s.next)
 	}
 	s.spare.Store(a)
 }

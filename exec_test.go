@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -36,7 +37,12 @@ var escapes = []struct{ name, behaviour, status string }{
 
 func TestNoProcessOutlivesItsCommand(t *testing.T) {
 	t.Parallel()
-	patient, impatient := startServer(t, "VM_TIMEOUT=2m"), startServer(t, "VM_TIMEOUT=3s")
+	testEscapes(t, startServer(t, "VM_TIMEOUT=2m"), startServer(t, "VM_TIMEOUT=3s"), 0)
+}
+
+// testEscapes tries each escape, with the impatient server where that must end
+// it. The server then has as many children as it keeps spares.
+func testEscapes(t *testing.T, patient, impatient *testServer, spares int) {
 	for _, escape := range escapes {
 		t.Run(escape.name, func(t *testing.T) {
 			s := patient
@@ -48,11 +54,12 @@ func TestNoProcessOutlivesItsCommand(t *testing.T) {
 			if list := marked(t, marker); len(list) > 0 {
 				t.Errorf("%d processes outlived the command:\n%s", len(list), strings.Join(list, "\n"))
 			}
-			if count := childrenOf(s.cmd.Process.Pid); count > 0 {
-				t.Errorf("the server has %d children", count)
-			}
 			if diff := cmp.Diff(escape.status, got.Status); diff != "" {
 				t.Errorf("status (-want +got):\n%s\n%+v", diff, got.Error)
+			}
+			eventually(t, "the spare is there", func() bool { return len(childPIDs(s.cmd.Process.Pid)) >= spares })
+			if list := childPIDs(s.cmd.Process.Pid); len(list) > spares {
+				t.Errorf("the server has the children %v", list)
 			}
 		})
 	}
@@ -189,6 +196,39 @@ func TestWhatTheAgentRunsAs(t *testing.T) {
 	}
 }
 
+// A server that was started on a terminal shares that with no agent, which
+// could type there. The control does without the server.
+func TestTheAgentHasNoTerminal(t *testing.T) {
+	t.Parallel()
+	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ptmx.Close()
+	var number, unlock int32 // ioctl_tty(2)
+	syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), syscall.TIOCSPTLCK, uintptr(unsafe.Pointer(&unlock)))
+	syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), syscall.TIOCGPTN, uintptr(unsafe.Pointer(&number)))
+	onTerminal := func(cmd *exec.Cmd) *exec.Cmd {
+		terminal, err := os.OpenFile(fmt.Sprint("/dev/pts/", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { terminal.Close() })
+		cmd.ExtraFiles = []*os.File{terminal}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true, Ctty: 3}
+		return cmd
+	}
+	control := onTerminal(exec.Command(self(t), "-p"))
+	control.Stdin = strings.NewReader(`{"message":{"content":"opens-its-terminal"}}`)
+	if output, err := control.Output(); err != nil || !strings.Contains(string(output), `"result":"opens-its-terminal"`) {
+		t.Errorf("the control doesn't reach the terminal: %s %v", output, err)
+	}
+	s := startCommand(t, onTerminal(serverCommand(t)))
+	if diff := cmp.Diff("open /dev/tty: no such device or address", s.ask("opens-its-terminal").Result); diff != "" {
+		t.Errorf("opening the terminal (-want +got):\n%s", diff)
+	}
+}
+
 // As root with VM_USER, as an ordinary user, and as PID 1 with a /proc of its
 // own: nothing outlives a command there either.
 func TestWhereverItRuns(t *testing.T) {
@@ -281,7 +321,7 @@ func testOrphans(t *testing.T, env string) {
 		}
 	}
 	spares := strings.Count(env, "true")
-	eventually(t, "the orphans are reaped", func() bool { return childrenOf(pid) == spares })
+	eventually(t, "the orphans are reaped", func() bool { return len(childPIDs(pid)) == spares })
 }
 
 // A server without CAP_KILL can't signal another user's processes. It must

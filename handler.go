@@ -266,9 +266,7 @@ func (s *server) command(w http.ResponseWriter, r *http.Request) {
 	err = s.reply(w, r, events)
 	s.log.Info("command", "request", rand.Text()[:8], "remote", r.RemoteAddr, "status", t.Status, "code", cmp.Or(t.Error, &problem{}).Code, "duration_ms", t.DurationMS,
 		"exit", t.exit, "warm", t.warm, "swept", t.swept, "lines_skipped", t.skipped, "cost_usd", t.CostUSD, "answered", err == nil)
-	if t.exit != "" {
-		go s.renewSpare(t.session) // the answer ends when this returns
-	}
+	go s.renewSpare() // the answer ends when this returns
 }
 
 // reply sends a command's events until they end, as an event stream where the

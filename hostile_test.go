@@ -165,6 +165,11 @@ func hostileClaude() {
 		}
 		result(strings.Join(seen, ", "))
 		return
+	case "opens-its-terminal":
+		if _, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err != nil {
+			result(err.Error())
+			return
+		}
 	case "lists-descriptors":
 		entries, _ := os.ReadDir("/proc/self/fd")
 		var list string

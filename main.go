@@ -62,6 +62,7 @@ type server struct {
 	queue    queue
 	children children
 	agents   sync.Mutex            // held by who may have an agent: a command, or who renews the spare
+	next     string                // the conversation that the next command continues most likely, "" for a new one; guarded by agents
 	spare    atomic.Pointer[agent] // the next agent, which waits; changed with agents held
 	keyed    atomic.Pointer[agent] // the agent that may use the key, nil for none
 	proxyURL string                // where
@@ -168,17 +169,13 @@ func (s *server) tend(ctx context.Context) error {
 	ended, minute := make(chan os.Signal, 1), time.Tick(time.Minute) // one signal is enough, as reap collects all
 	signal.Notify(ended, syscall.SIGCHLD)
 	defer signal.Stop(ended)
-	s.renewSpare("")
+	s.renewSpare()
 	for {
 		select {
 		case <-ended:
 			s.children.reap()
 		case <-minute:
-			session := ""
-			if a := s.spare.Load(); a != nil {
-				session = a.session
-			}
-			s.renewSpare(session)
+			s.renewSpare()
 		case <-ctx.Done():
 			return nil
 		}

@@ -267,15 +267,16 @@ func killMarked(t testing.TB, marker string) {
 	})
 }
 
-// childrenOf counts the processes, zombies too, whose parent is pid.
-func childrenOf(pid int) (count int) {
+// childPIDs lists the processes, zombies too, whose parent is pid.
+func childPIDs(pid int) (list []int) {
 	paths, _ := filepath.Glob("/proc/[0-9]*")
 	for _, path := range paths {
 		if parentOf(path) == pid {
-			count++
+			child, _ := strconv.Atoi(filepath.Base(path))
+			list = append(list, child)
 		}
 	}
-	return count
+	return list
 }
 
 // parentOf reads the parent's pid of a process from its folder in /proc.

@@ -330,7 +330,7 @@ func (k *soak) String() string {
 	pid := k.cmd.Process.Pid
 	return fmt.Sprintf("%.0fs: %d commands, %.1f/s, %d clients gone, %d refused, %d wrong; %d children, RSS %d kB, %d descriptors, %d goroutines; faults %v",
 		time.Since(k.begun).Seconds(), k.accepted, float64(k.accepted)/time.Since(k.begun).Seconds(), k.gone, k.refused, k.wrong,
-		childrenOf(pid), kilobytes(pid, "VmRSS"), k.now.descriptors, k.now.goroutines, k.faults)
+		len(childPIDs(pid)), kilobytes(pid, "VmRSS"), k.now.descriptors, k.now.goroutines, k.faults)
 }
 
 // fault is what may happen to a server beside its commands.
