@@ -251,7 +251,6 @@ func (s *server) command(w http.ResponseWriter, r *http.Request) {
 	defer context.AfterFunc(r.Context(), func() { cancel(errClientGone) })()
 	events, t := make(chan event), &transcript{}
 	go func() {
-		defer close(events)
 		started := time.Now()
 		if t.stopped = s.await(ctx, c, events); t.stopped == nil {
 			started = time.Now()
@@ -269,9 +268,9 @@ func (s *server) command(w http.ResponseWriter, r *http.Request) {
 	go s.renewSpare() // the answer ends when this returns
 }
 
-// reply sends a command's events until they end, as an event stream where the
-// client asked for one, else the last alone, as JSON. While there is none it
-// sends what means nothing: JSON allows white space before the value, an event
+// reply sends a command's events up to the response, as an event stream where
+// the client asked for one, else the response alone, as JSON. While there is none
+// it sends what means nothing: JSON allows white space before the value, an event
 // stream comments.
 func (s *server) reply(w http.ResponseWriter, r *http.Request, events <-chan event) (err error) {
 	control, kind, beat := http.NewResponseController(w), "application/json", "\n"
@@ -287,16 +286,15 @@ func (s *server) reply(w http.ResponseWriter, r *http.Request, events <-chan eve
 	w.Header().Set("X-Accel-Buffering", "no") // or nginx would hold heartbeats and events back
 	control.SetReadDeadline(time.Time{})      // the request is read; its sender may now wait for long
 	control.SetWriteDeadline(time.Now().Add(writeLimit))
-	for {
+	for ended := false; !ended; {
 		var data []byte
 		select {
-		case e, more := <-events:
+		case e := <-events:
+			ended = e.name == "response"
 			switch {
-			case !more:
-				return cmp.Or(err, control.Flush())
 			case stream: // a carriage return, which JSON allows, would end a line and let the agent forge events
 				data = fmt.Appendf(nil, "event: %s\ndata: %s\n\n", e.name, bytes.ReplaceAll(e.data, []byte("\r"), nil))
-			case e.name == "response":
+			case ended:
 				data = append(e.data, '\n')
 			}
 		case <-tick:
@@ -310,4 +308,5 @@ func (s *server) reply(w http.ResponseWriter, r *http.Request, events <-chan eve
 			pause.Reset(10 * time.Millisecond) // what comes quickly is sent together
 		}
 	}
+	return cmp.Or(err, control.Flush())
 }

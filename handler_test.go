@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"syscall"
 	"testing"
@@ -327,6 +328,24 @@ func TestEventStream(t *testing.T) {
 	}
 	if beats < 5 {
 		t.Errorf("%d heartbeats", beats)
+	}
+}
+
+// However soon the next heartbeat is due.
+func TestNothingFollowsTheResponse(t *testing.T) {
+	t.Parallel()
+	s := newServer(&config{Heartbeat: time.Millisecond}, nil)
+	for accept, end := range map[string]string{"application/json": "{}\n", "text/event-stream": "event: response\ndata: {}\n\n"} {
+		w, r, events := httptest.NewRecorder(), httptest.NewRequest("POST", "/command", nil), make(chan event)
+		r.Header.Set("Accept", accept)
+		go func() {
+			time.Sleep(10 * time.Millisecond)
+			events <- event{"response", []byte("{}")}
+		}()
+		s.reply(w, r, events) // returns, although events stays open
+		if body := w.Body.String(); !strings.HasSuffix(body, end) || len(body) < len(end)+5 {
+			t.Errorf("%s: after some heartbeats %q is not the end: %q", accept, end, body)
+		}
 	}
 }
 
