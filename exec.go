@@ -14,11 +14,13 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unsafe"
 )
 
 const (
-	maxLine   = 16 << 20 // a longer line of the CLI is skipped, bytes
-	maxStderr = 8 << 10  // how much of the end of its stderr is kept, bytes
+	maxLine    = 16 << 20         // a longer line of the CLI is skipped, bytes
+	maxStderr  = 8 << 10          // how much of the end of its stderr is kept, bytes
+	spareTakes = 10 * time.Second // a spare that has not read its prompt by then is hung; others need 0.2 s (measured)
 )
 
 // problem is an error for a program (Code) and for a person (Message, with the
@@ -48,6 +50,7 @@ var (
 type agent struct {
 	session, settings, placeholder string // the conversation it continues, what it read at its start, its key
 	started                        time.Time
+	process                        *os.Process
 	in, feed                       *os.File    // both ends of its stdin, to see whether it read the prompt
 	lines                          chan []byte // of its stdout, nil for one that was too long; closed after its end
 	stderr                         tail        // complete once lines is closed
@@ -74,6 +77,9 @@ func (s *server) startAgent(session string) (*agent, error) {
 	cmd.Dir, cmd.Env = s.cfg.Workspace, s.cfg.agentEnv()
 	if s.cfg.KeyProxy {
 		cmd.Env = append(cmd.Env, "ANTHROPIC_API_KEY="+a.placeholder, "ANTHROPIC_BASE_URL="+s.proxyURL)
+		for _, name := range []string{"NO_PROXY", "no_proxy"} { // or an HTTPS_PROXY would get prompts that are for the loopback
+			cmd.Env = append(cmd.Env, name+"=127.0.0.1,"+os.Getenv(name))
+		}
 	}
 	// A session is a process group too, and has no terminal that it could share with the server.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.cfg.credential}
@@ -114,7 +120,19 @@ func (s *server) startAgent(session string) (*agent, error) {
 		s.log.Error("cannot start Claude Code", "error", err)
 		return nil, fail("agent_crashed", "cannot start Claude Code: %v; see VM_CLAUDE, VM_WORKSPACE and VM_USER, and the limits of processes and memory", err)
 	}
+	a.process = cmd.Process
 	return a, nil
+}
+
+// holdsPrompt says whether the pipe to the agent still holds some of the prompt: FIONREAD, pipe(7).
+func (a *agent) holdsPrompt() bool {
+	var unread int32
+	if pipe, err := a.in.SyscallConn(); err == nil {
+		pipe.Control(func(fd uintptr) {
+			syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&unread)))
+		})
+	}
+	return unread > 0
 }
 
 // close gives up what is left of an agent that has been swept.
@@ -140,7 +158,13 @@ func (s *server) execute(ctx context.Context, c *command, events chan<- event) (
 		return &transcript{stopped: context.Cause(ctx)}
 	}
 	if a := s.takeSpare(c.session); a != nil {
+		hung := time.AfterFunc(spareTakes, func() {
+			if a.holdsPrompt() {
+				a.process.Kill()
+			}
+		})
 		t = s.attend(ctx, a, c.prompt, events)
+		hung.Stop()
 		t.warm = true
 	}
 	// A spare that left some of the prompt unread can't have sent it to a model.
@@ -167,12 +191,12 @@ func (s *server) attend(ctx context.Context, a *agent, prompt string, events cha
 	s.keyed.Store(a) // not before: a waiting one needs no key (measured)
 	defer s.keyed.Store(nil)
 	defer context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })()
-	quiet := time.AfterFunc(time.Hour, func() { a.stop(errSilent) }) // begins anew with each line, once there is a result
-	quiet.Stop()
+	var quiet <-chan time.Time // begins anew with each line, once there is a result
+	written := make(chan error, 1)
 	go func() {
 		input := json.NewEncoder(a.feed)
 		input.SetEscapeHTML(false) // which would make it longer than the CLI takes
-		input.Encode(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": prompt}})
+		written <- input.Encode(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": prompt}})
 		a.feed.Close() // as no other prompt follows
 	}()
 	t, swept := &transcript{}, make(chan error)
@@ -192,11 +216,10 @@ func (s *server) attend(ctx context.Context, a *agent, prompt string, events cha
 	for lines := a.lines; lines != nil || swept != nil; {
 		select {
 		case line, open := <-lines:
-			quiet.Stop() // a slow client is no silence
 			if m := parseLine(line); m != nil {
 				t.note(m, a)
 				if m.Version != "" {
-					s.facts.Store("cli_version", m.Version)
+					s.facts.Store("cli_version", fmt.Sprintf("%.40s", m.Version))
 				}
 				events <- event{"agent", line}
 			} else if open {
@@ -204,9 +227,11 @@ func (s *server) attend(ctx context.Context, a *agent, prompt string, events cha
 			} else {
 				lines = nil
 			}
-			if t.complete {
-				quiet.Reset(s.cfg.ExitGrace)
+			if quiet = nil; t.complete {
+				quiet = time.After(s.cfg.ExitGrace)
 			}
+		case <-quiet:
+			a.stop(errSilent)
 		case err := <-swept:
 			if swept = nil; err != nil {
 				t.stopped, t.complete = fail("agent_crashed", "%v; restart the container", err), false
@@ -215,9 +240,8 @@ func (s *server) attend(ctx context.Context, a *agent, prompt string, events cha
 		}
 	}
 	t.stopped, t.exit, t.stderr = context.Cause(a.ctx), a.exit, a.stderr
-	syscall.SetNonblock(int(a.in.Fd()), true)
-	unread, _ := syscall.Read(int(a.in.Fd()), make([]byte, 1))
-	t.unread = unread != 0 // some, or it was not even written; 0 is the end
+	a.feed.Close() // so that nothing is written any more
+	t.unread = <-written != nil || a.holdsPrompt()
 	return t
 }
 
@@ -289,33 +313,52 @@ func (s *server) warmth() string {
 	}
 }
 
-// startFiles are what the CLI reads at its start, below the workspace and below its user's home (measured).
-const startFiles = "CLAUDE*.md AGENTS.md .git/HEAD .git/logs/HEAD .claude/settings*.json .claude/*.md .claude/agents* .claude/agents/* " +
-	".claude/commands* .claude/commands/* .claude/skills* .claude/skills/* .claude/skills/*/* .claude/rules* .claude/rules/*"
+// startFiles are what the CLI reads at its start, in the workspace and the folders above it; and those of .claude
+// in its user's own (measured). What CLAUDE.md imports, and the MCP servers of ~/.claude.json, are not among them.
+const startFiles = "CLAUDE.md CLAUDE.local.md AGENTS.md .mcp.json .git/HEAD .git/logs/HEAD .claude/CLAUDE.md .claude/settings.json " +
+	".claude/settings.local.json .claude/agents .claude/commands .claude/skills .claude/rules"
 
 // settings changes when the workspace is replaced or one of startFiles, the MCP configuration or the CLI changes.
 func (s *server) settings() string {
 	if !s.cfg.Warm {
 		return ""
 	}
-	const most = 1000 // files of one kind, as the agent may make any number
+	paths := []string{s.cfg.Claude, s.cfg.MCPConfig}
+	for _, name := range strings.Fields(startFiles) {
+		paths = append(paths, cmp.Or(os.Getenv("CLAUDE_CONFIG_DIR"), s.cfg.home+"/.claude")+"/"+strings.TrimPrefix(name, ".claude/"))
+		for dir := s.cfg.Workspace; ; dir = filepath.Dir(dir) {
+			if paths = append(paths, filepath.Join(dir, name)); dir == "/" {
+				break
+			}
+		}
+	}
 	var stamp strings.Builder
 	if info, err := os.Stat(s.cfg.Workspace); err == nil {
 		fmt.Fprintln(&stamp, info.Sys().(*syscall.Stat_t).Ino)
 	}
-	patterns := []string{s.cfg.Claude, s.cfg.MCPConfig}
-	for _, name := range strings.Fields(startFiles) {
-		patterns = append(patterns, s.cfg.Workspace+"/"+name, s.cfg.home+"/"+name)
-	}
-	for _, pattern := range patterns {
-		paths, _ := filepath.Glob(pattern)
-		for _, path := range paths[:min(len(paths), most)] {
-			if info, err := os.Stat(path); err == nil {
-				fmt.Fprintln(&stamp, path, info.Size(), info.ModTime())
-			}
-		}
+	for _, path := range paths {
+		left := 1000 // as the agent may make any number of files
+		look(&stamp, path, 3, &left)
 	}
 	return stamp.String()
+}
+
+// look describes a file, or what is in a folder and, to that depth, in those below it; left of them at most.
+func look(stamp *strings.Builder, path string, depth int, left *int) {
+	info, err := os.Stat(path)
+	if *left--; err != nil || *left < 0 {
+		return
+	}
+	fmt.Fprintln(stamp, path, info.Size(), info.ModTime())
+	if !info.IsDir() || depth == 0 {
+		return
+	}
+	folder, _ := os.OpenFile(path, syscall.O_DIRECTORY, 0) // the agent may have put something else there
+	names, _ := folder.Readdirnames(*left + 1)
+	folder.Close()
+	for _, name := range names {
+		look(stamp, path+"/"+name, depth-1, left)
+	}
 }
 
 // message is what matters of one line of the CLI's output.

@@ -370,7 +370,7 @@ func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 // for example one that it was passed to. It must not delay the answer for ever.
 func TestAPipeThatIsHeldFromOutside(t *testing.T) {
 	t.Parallel()
-	for _, descriptor := range []string{"1", "2"} {
+	for _, descriptor := range []string{"0", "1", "2"} {
 		s := startServer(t, "VM_TIMEOUT=8s")
 		outcomes := make(chan outcome, 1)
 		s.background(context.Background(), "sleeps 2s", outcomes)

@@ -624,5 +624,6 @@ func TestIdleClientsTakeEveryDescriptor(t *testing.T) {
 	if list := marked(t, marker); len(list) > 0 {
 		t.Errorf("processes are left:\n%s", strings.Join(list, "\n"))
 	}
+	eventually(t, "who says nothing is closed in the end", func() bool { return s.resources().descriptors < 64/3 })
 	s.goesOn()
 }

@@ -231,6 +231,8 @@ func misbehaveWhileIdle() {
 		signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	case there("speaks-before-it-is-asked"):
 		result("forged")
+	case there("never-reads"):
+		time.Sleep(time.Hour)
 	case there("dies-on-the-prompt-unread"):
 		waitForInput()
 		os.Exit(8)

@@ -178,10 +178,10 @@ func (s *testServer) agentEnv(token string) (env []string) {
 
 func TestTheAgentGetsAPlaceholder(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://127.0.0.1:1")
+	s := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://127.0.0.1:1", "NO_PROXY=corp")
 	first, second := s.agentEnv(""), s.agentEnv("")
 	for _, env := range [][]string{first, second} {
-		if text := strings.Join(env, "\n"); strings.Contains(text, realKey) || !strings.Contains(text, "ANTHROPIC_API_KEY=placeholder-") || !strings.Contains(text, "ANTHROPIC_BASE_URL=http://127.0.0.1:") {
+		if text := strings.Join(env, "\n"); strings.Contains(text, realKey) || !strings.Contains(text, "\nNO_PROXY=127.0.0.1,corp") || !strings.Contains(text, "ANTHROPIC_API_KEY=placeholder-") || !strings.Contains(text, "ANTHROPIC_BASE_URL=http://127.0.0.1:") {
 			t.Errorf("environment of the agent:\n%s", text)
 		}
 	}
@@ -193,10 +193,27 @@ func TestTheAgentGetsAPlaceholder(t *testing.T) {
 	if !slices.Contains(off.agentEnv(""), "ANTHROPIC_API_KEY="+realKey) {
 		t.Error("with VM_KEY_PROXY=false the agent has no key")
 	}
-	for _, name := range []string{"CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_OAUTH_TOKEN"} {
-		other := startServer(t, name+"=1")
-		if !slices.Contains(other.agentEnv(""), name+"=1") || !strings.Contains(other.stderr.String(), "variable="+name) {
-			t.Errorf("%s is not passed through, or not told:\n%s", name, other.stderr)
+	for _, variable := range []struct {
+		entry string
+		told  bool
+		key   string
+	}{
+		{"CLAUDE_CODE_OAUTH_TOKEN=1", true, "placeholder"},
+		{"CLAUDE_CODE_USE_BEDROCK=1", true, "none"}, // which needs none
+		{"CLAUDE_CODE_USE_VERTEX=True", true, "none"},
+		{"CLAUDE_CODE_USE_BEDROCK=0", false, "placeholder"},
+	} {
+		other := startServer(t, variable.entry, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://127.0.0.1:1")
+		env, key := other.agentEnv(""), "none"
+		for _, entry := range env {
+			if value, found := strings.CutPrefix(entry, "ANTHROPIC_API_KEY="); found {
+				key, _, _ = strings.Cut(value, "-")
+			}
+		}
+		name, _, _ := strings.Cut(variable.entry, "=")
+		told := strings.Contains(other.stderr.String(), "variable="+name)
+		if !slices.Contains(env, variable.entry) || told != variable.told || key != variable.key {
+			t.Errorf("%s: told %v, the agent's key is %s, its environment:\n%s", variable.entry, told, key, strings.Join(env, "\n"))
 		}
 	}
 	if strings.Contains(s.stderr.String()+off.stderr.String(), realKey) {

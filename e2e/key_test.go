@@ -4,8 +4,10 @@ import (
 	"encoding/hex"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -60,5 +62,28 @@ func TestTheModelSeesTheKeyAndTheAgentDoesNot(t *testing.T) {
 	}
 	if found := v.bash("success", search("key", key)+search("token", token)+"echo searched"); found != "searched" {
 		t.Errorf("the agent found:\n%s", found)
+	}
+}
+
+// A proxy for the network must not get what is for the server's loopback: the
+// prompt, in clear, and the placeholder. In the control it would.
+func TestPromptsDoNotTakeTheNetworksProxy(t *testing.T) {
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY"} {
+		var got atomic.Int32
+		proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, "/v1/messages") {
+				got.Add(1)
+			}
+			w.WriteHeader(http.StatusBadGateway)
+		}))
+		defer proxy.Close()
+		start(t, name+"="+proxy.URL).ask("success", "hello")
+		if got.Load() > 0 {
+			t.Errorf("with %s, that got %d of the agent's requests", name, got.Load())
+		}
+		control := start(t, name+"="+proxy.URL, "VM_KEY_PROXY=false", "VM_TIMEOUT=5s")
+		if control.ask("timeout", "hello"); got.Load() == 0 {
+			t.Errorf("with %s alone, that got no request, so the test proves nothing", name)
+		}
 	}
 }
