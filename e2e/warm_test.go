@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	standard "cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -146,7 +145,11 @@ func TestASpareKilledWhileIdle(t *testing.T) {
 // more another waits in its place.
 func TestASpareThatHasWaited(t *testing.T) {
 	needChromium(t)
-	for idle := range strings.FieldsSeq(standard.Or(os.Getenv("IDLE"), "2s")) {
+	list := os.Getenv("IDLE")
+	if list == "" {
+		list = "2s"
+	}
+	for idle := range strings.FieldsSeq(list) {
 		t.Run(idle, func(t *testing.T) {
 			t.Parallel()
 			v := startWarm(t)
