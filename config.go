@@ -45,7 +45,7 @@ type config struct {
 	api        *url.URL            // the model's
 	credential *syscall.Credential // of VM_USER; nil where the agent runs as the server's own user
 	home       string              // the agent's
-	keyless    bool                // the agent needs no ANTHROPIC_API_KEY, and so doesn't get it
+	keyless    bool                // the agent doesn't get ANTHROPIC_API_KEY, whether it gets a proxy for it or needs none
 }
 
 // maxBody is what the CLI surely takes: it refuses more than 10 MB (measured),
@@ -88,15 +88,16 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	case open:
 		log.Warn("no token is set: whoever reaches the port and names a loopback Host can run anything")
 	}
+	c.keyless = c.KeyProxy
 	for _, name := range []string{"CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN"} {
 		value, cloud := strings.ToLower(os.Getenv(name)), strings.HasPrefix(name, "CLAUDE_CODE_USE_")
 		if value == "" || cloud && !slices.Contains([]string{"1", "true", "yes", "on"}, value) { // as the CLI reads it (measured)
 			continue
 		}
 		log.Warn("the agent can read these credentials, as only ANTHROPIC_API_KEY can be kept from it", "variable", name)
-		c.keyless = c.keyless || cloud && c.KeyProxy
+		c.KeyProxy = c.KeyProxy && !cloud
 	}
-	c.KeyProxy = c.KeyProxy && !c.keyless && os.Getenv("ANTHROPIC_API_KEY") != ""
+	c.KeyProxy = c.KeyProxy && os.Getenv("ANTHROPIC_API_KEY") != ""
 	if c.api, err = url.Parse(cmp.Or(os.Getenv("ANTHROPIC_BASE_URL"), "https://api.anthropic.com")); err != nil || c.api.Host == "" {
 		return nil, errors.New("cannot use ANTHROPIC_BASE_URL: give a URL such as https://api.anthropic.com")
 	}

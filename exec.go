@@ -178,7 +178,8 @@ func (s *server) execute(ctx context.Context, c *command, events chan<- event) (
 		}
 		t = s.attend(ctx, a, c.prompt, events)
 	}
-	if s.next = c.session; t.session != c.session { // it doesn't continue that one
+	s.next = c.session
+	if t.session != c.session { // there is no such conversation
 		s.next = ""
 	}
 	return t
@@ -323,9 +324,9 @@ func (s *server) settings() string {
 	if !s.cfg.Warm {
 		return ""
 	}
-	paths := []string{s.cfg.Claude, s.cfg.MCPConfig}
+	paths, own := []string{s.cfg.Claude, s.cfg.MCPConfig}, cmp.Or(os.Getenv("CLAUDE_CONFIG_DIR"), s.cfg.home+"/.claude")
 	for _, name := range strings.Fields(startFiles) {
-		paths = append(paths, cmp.Or(os.Getenv("CLAUDE_CONFIG_DIR"), s.cfg.home+"/.claude")+"/"+strings.TrimPrefix(name, ".claude/"))
+		paths = append(paths, filepath.Join(own, strings.TrimPrefix(name, ".claude/")))
 		for dir := s.cfg.Workspace; ; dir = filepath.Dir(dir) {
 			if paths = append(paths, filepath.Join(dir, name)); dir == "/" {
 				break
@@ -404,7 +405,7 @@ type transcript struct {
 	unread   bool   // some of the prompt, so that the CLI never had it
 	warm     bool   // the CLI had been waiting
 	swept    int    // processes that had to be killed
-	session  string // the conversation that it continued, "" for a new one
+	session  string // as the last init named it
 }
 
 // note takes in one message. A background task that ends after a result begins another turn with an init of
