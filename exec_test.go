@@ -200,6 +200,17 @@ func TestWhatTheAgentRunsAs(t *testing.T) {
 	}
 }
 
+// /healthz, which anybody may ask, tells no more of the agent's own words.
+func TestTheVersionThatTheAgentClaims(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	s.ask("boasts")
+	_, state := s.state()
+	if diff := cmp.Diff(strings.Repeat("9", 40), state["cli_version"]); diff != "" {
+		t.Errorf("cli_version (-want +got):\n%s", diff)
+	}
+}
+
 // A server that was started on a terminal shares that with no agent, which
 // could type there. The control does without the server.
 func TestTheAgentHasNoTerminal(t *testing.T) {

@@ -609,14 +609,26 @@ func TestIdleClientsTakeEveryDescriptor(t *testing.T) {
 	s.cmd.Process.Signal(syscall.SIGUSR2) // so that an ordinary user's test may count descriptors
 	s.resources()
 	defer s.limit("nofile", 64)()
+	var connections []net.Conn
 	for range 80 {
 		connection, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer connection.Close()
+		connections = append(connections, connection)
 	}
 	eventually(t, "as many are held as may be", func() bool { return s.resources().descriptors > 64/3 })
+	held := 0
+	for _, connection := range connections {
+		connection.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, err := connection.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			held++
+		}
+	}
+	if held > 64/3 {
+		t.Errorf("%d idle connections are held", held)
+	}
 	syscall.Kill(cli, syscall.SIGKILL) // and what it started is left to the sweep
 	if o := <-outcomes; inShort(o.answer) != "failed agent_crashed" || !strings.Contains(o.answer.Error.Message, "signal: killed") {
 		t.Errorf("the command: %+v %+v", o, o.answer.Error)

@@ -165,6 +165,8 @@ func hostileClaude() {
 		}
 		result(strings.Join(seen, ", "))
 		return
+	case "boasts":
+		emit(`{"type":"system","subtype":"init","claude_code_version":"` + strings.Repeat("9", 1<<20) + `"}`)
 	case "opens-its-terminal":
 		if _, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err != nil {
 			result(err.Error())
