@@ -334,7 +334,6 @@ func TestEventStream(t *testing.T) {
 // However soon the next heartbeat is due.
 func TestNothingFollowsTheResponse(t *testing.T) {
 	t.Parallel()
-	s := newServer(&config{Heartbeat: time.Millisecond}, nil)
 	for accept, end := range map[string]string{"application/json": "{}\n", "text/event-stream": "event: response\ndata: {}\n\n"} {
 		w, r, events := httptest.NewRecorder(), httptest.NewRequest("POST", "/command", nil), make(chan event)
 		r.Header.Set("Accept", accept)
@@ -342,7 +341,7 @@ func TestNothingFollowsTheResponse(t *testing.T) {
 			time.Sleep(10 * time.Millisecond)
 			events <- event{"response", []byte("{}")}
 		}()
-		s.reply(w, r, events) // returns, although events stays open
+		reply(w, r, time.Millisecond, events) // returns, although events stays open
 		if body := w.Body.String(); !strings.HasSuffix(body, end) || len(body) < len(end)+5 {
 			t.Errorf("%s: after some heartbeats %q is not the end: %q", accept, end, body)
 		}
@@ -443,7 +442,7 @@ func FuzzDecodeCommand(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, body []byte) {
-		c, err := decodeCommand(body)
+		c, err := decodeRequest(body)
 		if err != nil {
 			return
 		}

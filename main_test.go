@@ -77,9 +77,9 @@ func serverRole(role string) error {
 	s := newServer(cfg, log)
 	switch role {
 	case "sweep off":
-		s.sweep = func() (int, error) { return 0, nil }
+		s.keeper.sweep = func() (int, error) { return 0, nil }
 	case "short lives":
-		s.maxIdle = time.Second
+		s.keeper.maxAge = time.Second
 	}
 	return s.serve(context.Background())
 }

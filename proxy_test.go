@@ -26,7 +26,7 @@ var testName = regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w+`)
 const realKey = "sk-the-real-key"
 
 // startProxy starts a key proxy in front of api, for a server without agents.
-func startProxy(t *testing.T, api http.HandlerFunc) (s *server, base string, upstream *httptest.Server) {
+func startProxy(t *testing.T, api http.HandlerFunc) (s *keyProxy, base string, upstream *httptest.Server) {
 	t.Helper()
 	upstream = httptest.NewServer(api)
 	t.Cleanup(upstream.Close)
@@ -34,15 +34,15 @@ func startProxy(t *testing.T, api http.HandlerFunc) (s *server, base string, ups
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = &server{}
-	proxy := httptest.NewServer(s.keyProxy(realKey, address))
+	s = newKeyProxy(realKey, address)
+	proxy := httptest.NewServer(s)
 	t.Cleanup(proxy.Close)
 	return s, proxy.URL, upstream
 }
 
 // issue lets an agent that isn't there use the key.
-func (s *server) issue(placeholder string, stop context.CancelCauseFunc) {
-	s.keyed.Store(&agent{placeholder: placeholder, stop: stop})
+func (s *keyProxy) issue(placeholder string, stop context.CancelCauseFunc) {
+	s.allow(&agent{placeholder: placeholder, stop: stop})
 }
 
 func askProxy(t *testing.T, url, key string, header ...string) (status int, text string) {
@@ -108,7 +108,7 @@ func TestTheKeyProxyAcceptsThePresentPlaceholderAlone(t *testing.T) {
 			}
 		})
 	}
-	s.keyed.Store(nil)
+	s.allow(nil)
 	if status, _ := askProxy(t, base+"/v1/messages", present); status != 403 {
 		t.Errorf("the placeholder still counts after its command: %d", status)
 	}

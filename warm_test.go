@@ -244,15 +244,15 @@ func TestAStaleSpareIsReplaced(t *testing.T) {
 // may make any number of them.
 func TestAnyNumberOfAgentFiles(t *testing.T) {
 	t.Parallel()
-	s := newServer(&config{Workspace: t.TempDir(), Warm: true, home: t.TempDir()}, nil)
-	size := []int{len(strings.Split(s.settings(), "\n"))}
-	os.MkdirAll(s.cfg.Workspace+"/.claude/agents", 0o755)
+	cfg := &config{Workspace: t.TempDir(), Warm: true, agent: account{settings: t.TempDir() + "/.claude"}}
+	size := []int{len(strings.Split(startStamp(cfg), "\n"))}
+	os.MkdirAll(cfg.Workspace+"/.claude/agents", 0o755)
 	for i := range 1500 {
-		if err := os.WriteFile(fmt.Sprintf("%s/.claude/agents/%d.md", s.cfg.Workspace, i), nil, 0o644); err != nil {
+		if err := os.WriteFile(fmt.Sprintf("%s/.claude/agents/%d.md", cfg.Workspace, i), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if i == 499 || i == 1499 {
-			size = append(size, len(strings.Split(s.settings(), "\n"))-size[0])
+			size = append(size, len(strings.Split(startStamp(cfg), "\n"))-size[0])
 		}
 	}
 	if diff := cmp.Diff([]int{501, 1000}, size[1:]); diff != "" { // the directory is one more

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"log/slog"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// What every connection is held to, whoever makes it: deadlines for slow
+// clients, and a limit of connections that leaves descriptors for the rest of
+// the server.
+
+// newWebServer serves handler. A handler that answers for longer than
+// ReadTimeout lifts that deadline, and sets one for each of its writes.
+func newWebServer(handler http.Handler, log *slog.Logger) *http.Server {
+	connections := &connections{}
+	return &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second, // of a request
+		IdleTimeout:       30 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+		ConnState:         connections.note,
+	}
+}
+
+// connections counts those that are open and closes one too many at once. A
+// third of the descriptors may be connections: there are two listeners, and the
+// last third is for agents and the sweep.
+type connections struct {
+	open atomic.Int64
+}
+
+// note is http.Server.ConnState: called for each connection, in order.
+func (c *connections) note(connection net.Conn, state http.ConnState) {
+	switch state {
+	case http.StateNew:
+		if c.open.Add(1) > descriptors()/3 {
+			connection.Close()
+		}
+	case http.StateClosed:
+		c.open.Add(-1)
+	}
+}
+
+// descriptors is how many files this process may open now (RLIMIT_NOFILE).
+func descriptors() int64 {
+	var limit syscall.Rlimit
+	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
+	return int64(limit.Cur)
+}

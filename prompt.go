@@ -1,0 +1,72 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"syscall"
+	"unsafe"
+)
+
+// The prompt's way into an agent, and whether it was read: the server holds both
+// ends of the agent's stdin, a pipe, to see what is left in it.
+
+// prompt is one agent's stdin. give is called once at most, and unread after it.
+type prompt struct {
+	in        *os.File   // the agent's end; the server never reads from it
+	feed      *os.File   // the server's end
+	delivered chan error // gets the outcome of the write
+}
+
+func newPrompt() (*prompt, error) {
+	in, feed, err := os.Pipe()
+	return &prompt{in: in, feed: feed, delivered: make(chan error, 1)}, err
+}
+
+// give writes the prompt, and the end of input behind it, as the agent gets no
+// other. It doesn't wait.
+func (p *prompt) give(text string) {
+	type message struct {
+		Role    string `json:"role"`
+		Content string `json:"content"`
+	}
+	input := struct {
+		Type    string  `json:"type"`
+		Message message `json:"message"`
+	}{"user", message{"user", text}}
+
+	go func() {
+		out := json.NewEncoder(p.feed)
+		out.SetEscapeHTML(false) // which would make it longer than the CLI takes
+		err := out.Encode(input)
+		p.feed.Close()
+		p.delivered <- err
+	}()
+}
+
+// unread says, of an agent that is over, whether it never had the whole prompt:
+// the write did not complete, or some of it is still in the pipe.
+func (p *prompt) unread() bool {
+	p.feed.Close() // ends a write that still waits
+	return <-p.delivered != nil || p.isHeld()
+}
+
+// isHeld says whether the pipe holds some of the prompt: FIONREAD, pipe(7). It
+// never blocks.
+func (p *prompt) isHeld() bool {
+	var left int32
+	pipe, err := p.in.SyscallConn()
+	if err != nil {
+		return false
+	}
+
+	pipe.Control(func(fd uintptr) {
+		at := uintptr(unsafe.Pointer(&left))
+		syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, at)
+	})
+	return left > 0
+}
+
+func (p *prompt) close() {
+	p.in.Close()
+	p.feed.Close()
+}

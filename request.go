@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"unicode/utf8"
+)
+
+// The body of POST /command is read strictly: whatever is not surely meant is
+// refused with what is wrong, and where. Nothing of it becomes an argument of
+// the CLI but a UUID.
+
+// request is what a body asks for.
+type request struct {
+	prompt  string // not blank
+	session string // a UUID, "" for a new conversation
+}
+
+var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
+
+// decodeRequest reads {"command": "…", "session_id": "…"} and nothing else.
+func decodeRequest(body []byte) (*request, error) {
+	fields, err := decodeObject(body)
+	if err != nil {
+		return nil, err
+	}
+
+	for name, value := range fields {
+		if err := checkField(name, value); err != nil {
+			return nil, err
+		}
+	}
+
+	prompt, _ := fields["command"].(string)
+	session, _ := fields["session_id"].(string)
+	if strings.TrimSpace(prompt) == "" {
+		return nil, errors.New(`command is missing or blank: send {"command": "…"}`)
+	}
+	return &request{prompt: prompt, session: session}, nil
+}
+
+// decodeObject reads one JSON object in UTF-8, with nothing behind it.
+func decodeObject(body []byte) (fields map[string]any, err error) {
+	if !utf8.Valid(body) {
+		at := bytes.IndexRune(body, utf8.RuneError)
+		return nil, fmt.Errorf("the body is not UTF-8 at byte %d", at)
+	}
+
+	err = json.Unmarshal(body, &fields)
+	if err == nil {
+		return fields, nil
+	}
+
+	at := int64(len(body))
+	var syntax *json.SyntaxError
+	if errors.As(err, &syntax) {
+		at = syntax.Offset
+	}
+	return nil, fmt.Errorf("the body is not one JSON object: %w, at byte %d", err, at)
+}
+
+func checkField(name string, value any) error {
+	if name != "command" && name != "session_id" {
+		return fmt.Errorf("unknown field %.40q: there are command and session_id", name)
+	}
+
+	text, isText := value.(string)
+	if !isText {
+		return fmt.Errorf("%s is not a string: leave it out if there is none", name)
+	}
+	if at := strings.IndexByte(text, 0); at >= 0 {
+		return fmt.Errorf("%s holds a NUL at byte %d", name, at)
+	}
+	if name == "session_id" && !uuid.MatchString(text) {
+		return errors.New("session_id is not a UUID: " +
+			"send one from an earlier answer, or leave it out")
+	}
+	return nil
+}
