@@ -372,6 +372,10 @@ func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 	if status, state := s.state(); status != 503 || !strings.Contains(fmt.Sprint(state["reason"]), "cannot kill") {
 		t.Errorf("health: %d %v", status, state)
 	}
+	_, state := s.state()
+	if sweep, _ := state["last_sweep"].(map[string]any); sweep["killed"] != 0.0 {
+		t.Errorf("what could not be killed counts as killed: %v", state)
+	}
 	response, body, err := s.post(context.Background(), "hello")
 	if err != nil || response.StatusCode != 503 || !strings.Contains(body, "cannot kill") {
 		t.Errorf("next command: %v %s %v", response, body, err)

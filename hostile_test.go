@@ -51,6 +51,17 @@ func hostileClaude() {
 	case "fork-chain":
 		spawn(marker, true, "chain")
 		time.Sleep(50 * time.Millisecond)
+	case "fork-chains-in-c": // as many as the marker says
+		if err := exec.Command(os.Getenv("TEST_CHAIN"), marker, "30").Run(); err != nil {
+			result(err.Error())
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	case "leaves-the-dead": // which nobody has reaped
+		for range 20 {
+			spawn(marker, true, "ended")
+		}
+		time.Sleep(300 * time.Millisecond)
 	case "stopped-child":
 		spawn(marker, true, "stopped")
 	case "ignores-signals":
@@ -295,6 +306,8 @@ func descend(args []string) {
 		if left, _ := strconv.Atoi(args[2]); left > 0 {
 			spawn(marker, left%2 == 0, "deep", strconv.Itoa(left-1))
 		}
+	case "ended":
+		return
 	case "stopped":
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 	case "ignoring":

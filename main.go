@@ -198,7 +198,7 @@ func (s *server) addReaper(group *actors.Group) {
 		for {
 			select {
 			case <-ended:
-				s.children.reap()
+				s.children.reapAll()
 			case <-minute:
 				s.keeper.renew()
 			case <-ctx.Done():

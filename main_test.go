@@ -77,7 +77,7 @@ func serverRole(role string) error {
 	s := newServer(cfg, log)
 	switch role {
 	case "sweep off":
-		s.keeper.sweep = func() (int, error) { return 0, nil }
+		s.keeper.sweep = func() (sweepResult, error) { return sweepResult{}, nil }
 	case "short lives":
 		s.keeper.maxAge = time.Second
 	}

@@ -29,7 +29,7 @@ type keeper struct {
 	closing  context.Context // ends when no agent may be started any more, with the reason
 	giveUp   func(error)     // ends closing, when processes can't be cleared away
 
-	sweep func() (killed int, err error) // children.sweep; a test's control leaves it out
+	sweep func() (sweepResult, error) // children.sweep; a test's control leaves it out
 
 	mu    sync.Mutex            // held by who may have an agent
 	next  string                // the conversation that the next command most likely continues
@@ -81,7 +81,8 @@ func (k *keeper) serves(a *agent, session string) bool {
 func (k *keeper) discard(a *agent) {
 	a.stop(errSilent)
 	for range 50 {
-		if k.children.reap() {
+		_, noneLeft := k.children.reap()
+		if noneLeft {
 			break
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -106,14 +107,17 @@ func (k *keeper) expect(session string) { k.next = session }
 // clear leaves no process of an agent or, where it can't, gives up: no command is
 // taken any more.
 func (k *keeper) clear() (killed int, err error) {
-	killed, err = k.sweep()
-	k.health.swept(killed)
+	result, err := k.sweep()
+	k.health.swept(result.killed)
 
+	if result.lastResort {
+		k.log.Warn("a command outran the sweep: everything but the server was killed")
+	}
 	if err != nil {
 		k.log.Error("no further command is taken: restart the container", "error", err)
 		k.giveUp(fail("shutting_down", "no command is taken: %v", err))
 	}
-	return killed, err
+	return result.killed, err
 }
 
 // renew has a spare wait that serves the command that is expected. It is called

@@ -1,12 +1,9 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -33,9 +30,25 @@ import (
 // is why kill and reap, repeated, reach every descendant, whatever session or
 // group it moved to; and why ECHILD, no child at all, proves that none is left.
 
-// sweepRounds take 10 s at least, far more than the kernel needs to end killed
-// processes. They are counted, as a machine may be suspended meanwhile.
-const sweepRounds = 1000
+const (
+	// reapAtOnce bounds what reap collects before there is a kill again: beside fork
+	// chains there is always one more to collect (measured: 64 is too few, as killing
+	// then costs more than they fork).
+	reapAtOnce = 1000
+
+	// eagerRounds without headway pass before the sweep pauses: a generation of a
+	// fork chain lasts 0.05 to 1 ms (measured), and a pause lets it run.
+	eagerRounds = 100
+
+	// stuckRounds without headway are the end: they take 10 s at least, far more than
+	// the kernel needs to end killed processes. They are counted, as a machine may be
+	// suspended meanwhile.
+	stuckRounds = eagerRounds + 1000
+
+	// chainRounds with headway are too many where PID 1 can end it: 20 chains took 8
+	// to 52, 60 up to thousands (measured).
+	chainRounds = 500
+)
 
 // children is safe for concurrent use. Its lock is the last one taken: nothing
 // is called with it held.
@@ -43,6 +56,9 @@ type children struct {
 	mu    sync.Mutex // see the life of a child
 	agent int        // pid of the child that start started, 0 for none
 	ended func(syscall.WaitStatus)
+
+	condemned map[int]bool // pids that kill signalled and reap has not collected
+	killed    int          // how many of those SIGKILL ended, since the sweep began
 }
 
 // start starts cmd. ended is called in a goroutine of its own when it has ended.
@@ -60,85 +76,149 @@ func (c *children) start(cmd *exec.Cmd, ended func(syscall.WaitStatus)) error {
 	return nil
 }
 
-// reap collects the status of every child that has ended. It says whether no
-// child is left, not even one that runs: the kernel's ECHILD.
-func (c *children) reap() (noneLeft bool) {
+// reapAll collects the status of every child that has ended.
+func (c *children) reapAll() {
+	for {
+		collected, _ := c.reap()
+		if collected < reapAtOnce {
+			return
+		}
+	}
+}
+
+// reap collects the status of reapAtOnce ended children at most. It says whether
+// no child is left, not even one that runs: the kernel's ECHILD.
+func (c *children) reap() (collected int, noneLeft bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
-	for {
+	for collected < reapAtOnce {
 		var status syscall.WaitStatus
 		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|syscall.WALL, nil)
 		if err == syscall.EINTR {
 			continue
 		}
 		if err != nil {
-			return err == syscall.ECHILD
+			return collected, err == syscall.ECHILD
 		}
 		if pid == 0 {
-			return false // those that are left run
+			return collected, false // those that are left run
 		}
-
-		if pid == c.agent {
-			go c.ended(status)
-			c.agent = 0
-			c.ended = nil
-		}
+		collected++
+		c.collect(pid, status)
 	}
+	return collected, false
+}
+
+// collect takes note of a child's end. mu is held.
+func (c *children) collect(pid int, status syscall.WaitStatus) {
+	if pid == c.agent {
+		go c.ended(status)
+		c.agent = 0
+		c.ended = nil
+	}
+
+	wasKilled := status.Signaled() && status.Signal() == syscall.SIGKILL
+	if wasKilled && c.condemned[pid] {
+		c.killed++
+	}
+	delete(c.condemned, pid)
+}
+
+// sweepResult is what a sweep did.
+type sweepResult struct {
+	killed     int  // processes that SIGKILL ended
+	lastResort bool // it took a kill of everything that PID 1 sees
 }
 
 // sweep kills every child and reaps, again and again, as what was below a child
-// becomes one, until none is left. It returns how many it killed, or an error
-// after sweepRounds.
-func (c *children) sweep() (killed int, err error) {
-	seen := map[string]bool{}
-	pause := 100 * time.Microsecond
-
-	for round := 0; !c.reap(); round++ {
-		left := c.kill()
-		for _, process := range left {
-			seen[process] = true
+// becomes one, until none is left. It goes on while it makes headway; an error says
+// that it makes none. Call it once at a time.
+func (c *children) sweep() (result sweepResult, err error) {
+	c.beginCount()
+	stuck := 0
+	for round := 0; ; round++ {
+		collected, noneLeft := c.reap()
+		if noneLeft {
+			result.killed = c.count()
+			return result, nil
 		}
 
-		if round == sweepRounds {
-			some := left[:min(len(left), 5)]
-			return len(seen), fmt.Errorf("cannot kill %d processes that a command left: %q",
-				len(left), some)
+		condemned := c.kill()
+		stuck++
+		if collected > 0 || condemned > 0 {
+			stuck = 0
 		}
-		time.Sleep(pause)
-		pause = min(2*pause, 10*time.Millisecond)
+
+		isLong := stuck == stuckRounds || round == chainRounds
+		if isLong && os.Getpid() == 1 && !result.lastResort {
+			result.lastResort = true
+			stuck = 0
+			c.killAll()
+		}
+		if stuck >= stuckRounds {
+			result.killed = c.count()
+			return result, c.survivors()
+		}
+		if stuck > eagerRounds {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
-	return len(seen), nil
 }
 
-// kill sends SIGKILL to every child and describes those, such as `7 (sh)`.
-func (c *children) kill() (left []string) {
+func (c *children) beginCount() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.killed = 0
+	c.condemned = map[int]bool{}
+}
+
+func (c *children) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.killed
+}
+
+// kill sends SIGKILL to every child that it sees. It returns how many it had not
+// sent one before.
+func (c *children) kill() (condemned int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 
-	paths, _ := filepath.Glob("/proc/[0-9]*/stat")
-	for _, path := range paths {
-		name, parent := readStat(path)
-		if parent != os.Getpid() {
+	for _, pid := range childrenNow() {
+		err := syscall.Kill(pid, syscall.SIGKILL)
+		if err != nil || c.condemned[pid] {
 			continue
 		}
-		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
-		syscall.Kill(pid, syscall.SIGKILL)
-		left = append(left, name)
+		c.condemned[pid] = true
+		condemned++
 	}
-	return left
+	return condemned
 }
 
-// readStat reads /proc/PID/stat, `7 (sh) S 1 …` (proc_pid_stat(5)), up to the
-// parent's pid, which is 0 for a process that is gone.
-func readStat(path string) (name string, parent int) {
-	data, _ := os.ReadFile(path)
-	end := bytes.LastIndexByte(data, ')') + 1 // the name before it may hold anything
+// killAll ends everything but this process, which must be PID 1 of its namespace:
+// the kernel lets no fork pass while it goes through the list (kill(2)). It also
+// ends what an operator started there.
+func (c *children) killAll() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 
-	fields := bytes.Fields(data[end:])
-	if len(fields) < 2 {
-		return "", 0
+	for _, pid := range childrenNow() {
+		c.condemned[pid] = true
 	}
-	parent, _ = strconv.Atoi(string(fields[1]))
-	return string(data[:end]), parent
+	syscall.Kill(-1, syscall.SIGKILL)
+}
+
+// survivors names some of the processes that don't end.
+func (c *children) survivors() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
+	var names []string
+	pids := childrenNow()
+	for _, pid := range pids[:min(len(pids), 5)] {
+		name, _ := readStat(pid)
+		names = append(names, name)
+	}
+	return fmt.Errorf("cannot kill %d processes that a command left: %q", len(pids), names)
 }
