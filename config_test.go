@@ -1,62 +1,13 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
-	"flag"
-	"io"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
-	"github.com/kelseyhightower/envconfig"
 )
-
-var update = flag.Bool("update", false, "write the configuration table into README.md")
-
-// The table in README.md is printed from the tags of config.
-func TestTheReadmeShowsTheConfiguration(t *testing.T) {
-	var table bytes.Buffer
-	format := "| variable | default | meaning |\n|---|---|---|\n{{range .}}| `{{usage_key .}}` | {{with usage_default .}}`{{.}}`{{else}}none{{end}} | {{usage_description .}} |\n{{end}}"
-	if err := envconfig.Usagef("vm", &config{}, &table, format); err != nil {
-		t.Fatal(err)
-	}
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	const begin, end = "<!-- configuration: go test -run Readme -update -->\n", "<!-- end of configuration -->"
-	before, rest, found1 := strings.Cut(string(readme), begin)
-	got, after, found2 := strings.Cut(rest, end)
-	if !found1 || !found2 {
-		t.Fatalf("README.md has no %q … %q", begin, end)
-	}
-	if *update {
-		if err := os.WriteFile("README.md", []byte(before+begin+table.String()+end+after), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	if diff := cmp.Diff(table.String(), got); diff != "" {
-		t.Errorf("README.md (-want +got), rewrite it with go test -run Readme -update:\n%s", diff)
-	}
-}
-
-func TestHelpAndVersion(t *testing.T) {
-	t.Parallel()
-	for flag, want := range map[string]string{"-h": "VM_SHUTDOWN_GRACE (default 30s)", "--help": "VM_TOKEN", "-version": "vm-server dev\n"} {
-		var out bytes.Buffer
-		if err := run(context.Background(), []string{flag}, &out, io.Discard); err != nil || !strings.Contains(out.String(), want) {
-			t.Errorf("%s printed %q, %v", flag, out.String(), err)
-		}
-	}
-	if err := run(context.Background(), []string{"serve"}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), `"serve"`) {
-		t.Errorf("an argument: %v", err)
-	}
-}
 
 func TestStartIsRefused(t *testing.T) {
 	t.Parallel()

@@ -266,6 +266,24 @@ func result(text string) {
 	emit(`{"is_error":false,"result":` + string(data) + `,"num_turns":2,"total_cost_usd":0.25,"session_id":"` + testSession + `","subtype":"success","type":"result"}`)
 }
 
+// becomeRealClaude executes the real CLI with the arguments of this one, and
+// the prompt as all of its input.
+func becomeRealClaude(prompt string) {
+	in, out, err := os.Pipe() // it holds 64 kB
+	if err == nil {
+		err = json.NewEncoder(out).Encode(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": prompt}})
+		out.Close()
+	}
+	if err == nil {
+		err = syscall.Dup3(int(in.Fd()), 0, 0)
+	}
+	if err == nil {
+		err = syscall.Exec(os.Getenv("TEST_REAL_CLAUDE"), os.Args, os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, "cannot become the real CLI:", err)
+	os.Exit(9)
+}
+
 // spawn starts a descendant, which holds stdout as the CLI's tools do.
 func spawn(marker string, session bool, args ...string) {
 	path, _ := os.Executable()

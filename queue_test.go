@@ -1,0 +1,58 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestQueue(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_QUEUE=3")
+	outcomes := make(chan outcome, 10)
+	leaving, leave := context.WithCancel(context.Background())
+	s.background(context.Background(), "sleeps 4s", outcomes)
+	s.queued(0)
+	s.background(context.Background(), "first", outcomes)
+	s.queued(1)
+	s.background(leaving, "goes-away", outcomes)
+	s.queued(2)
+	s.background(context.Background(), "second", outcomes)
+	s.queued(3)
+	response, body, err := s.post(context.Background(), "one-too-many")
+	if err != nil || response.StatusCode != 429 || !strings.Contains(body, `"queue_full"`) || response.Header.Get("Retry-After") == "" {
+		t.Errorf("overflow: %v %q %v", response, body, err)
+	}
+	leave()
+	s.queued(2)
+	var got []string
+	for range 4 {
+		o := <-outcomes
+		if o.err != nil {
+			continue // the one that went away
+		}
+		got = append(got, o.answer.Result)
+	}
+	if diff := cmp.Diff([]string{"sleeps", "first", "second"}, got); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+	if strings.Contains(s.stderr.String(), "goes-away") || !strings.Contains(s.stderr.String(), "code=client_gone") {
+		t.Errorf("log:\n%s", s.stderr)
+	}
+}
+
+func TestTheTimeoutDoesNotCountTheWait(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TIMEOUT=25s")
+	outcomes := make(chan outcome, 2)
+	s.background(context.Background(), "sleeps 13s", outcomes)
+	s.queued(0)
+	s.background(context.Background(), "sleeps 13s", outcomes)
+	for range 2 {
+		if o := <-outcomes; o.answer.Status != "success" || o.answer.DurationMS > 25000 {
+			t.Errorf("%+v", o)
+		}
+	}
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEventStream(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_HEARTBEAT=100ms")
+	outcomes := make(chan outcome, 3)
+	stream := []string{"Accept", "text/event-stream"}
+	s.background(context.Background(), "sleeps 4s", outcomes)
+	s.queued(0)
+	s.background(context.Background(), "sleeps 500ms", outcomes)
+	s.queued(1)
+	s.background(context.Background(), "streamed", outcomes, stream...)
+	<-outcomes
+	<-outcomes
+	o := <-outcomes
+	var got []string
+	var response answer
+	beats := 0
+	for event := range strings.SplitSeq(strings.TrimSuffix(o.body, "\n\n"), "\n\n") {
+		name, data, _ := strings.Cut(event, "\n")
+		data = strings.TrimPrefix(data, "data: ")
+		switch name {
+		case ":":
+			beats++
+		case "event: agent":
+			got = append(got, parseLine([]byte(data)).Type)
+		case "event: response":
+			json.Unmarshal([]byte(data), &response)
+			got = append(got, "response "+response.Result)
+		default:
+			got = append(got, name+" "+data)
+		}
+	}
+	want := []string{`event: queued {"position":2}`, `event: queued {"position":1}`, "system", "assistant", "assistant", "assistant", "result", "response streamed"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+	if beats < 5 {
+		t.Errorf("%d heartbeats", beats)
+	}
+}
+
+func TestACarriageReturnForgesNoEvent(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	_, body, err := s.post(context.Background(), "forges-an-event", "Accept", "text/event-stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(body, `"forged"`) {
+		t.Errorf("the line did not come through at all: %q", body)
+	}
+	if strings.Contains(body, "\r") { // which ends a line of a stream, as a newline does
+		t.Errorf("a forged event: %q", body)
+	}
+}
+
+func TestHeartbeatsKeepAWaitingClient(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_HEARTBEAT=100ms")
+	outcomes := make(chan outcome, 2)
+	s.background(context.Background(), "sleeps 2s", outcomes) // beats while it runs
+	s.queued(0)
+	s.background(context.Background(), "second", outcomes) // beats while it waits
+	for range 2 {
+		o := <-outcomes
+		if beats := len(o.body) - len(strings.TrimLeft(o.body, "\n")); beats < 3 {
+			t.Errorf("%s: %d heartbeats", o.name, beats)
+		}
+		if o.answer.Status != "success" {
+			t.Errorf("%s: not valid JSON with its heartbeats: %q", o.name, o.body)
+		}
+	}
+	none := startServer(t, "VM_HEARTBEAT=0") // the control
+	none.background(context.Background(), "sleeps 300ms", outcomes)
+	if o := <-outcomes; !strings.HasPrefix(o.body, "{") {
+		t.Errorf("with VM_HEARTBEAT=0: %q", o.body)
+	}
+}
+
+// However soon the next heartbeat is due.
+func TestNothingFollowsTheResponse(t *testing.T) {
+	t.Parallel()
+	s := newServer(&config{Heartbeat: time.Millisecond}, nil)
+	for accept, end := range map[string]string{"application/json": "{}\n", "text/event-stream": "event: response\ndata: {}\n\n"} {
+		w, r, events := httptest.NewRecorder(), httptest.NewRequest("POST", "/command", nil), make(chan event)
+		r.Header.Set("Accept", accept)
+		go func() {
+			time.Sleep(10 * time.Millisecond)
+			events <- event{"response", []byte("{}")}
+		}()
+		s.reply(w, r, events) // returns, although events stays open
+		if body := w.Body.String(); !strings.HasSuffix(body, end) || len(body) < len(end)+5 {
+			t.Errorf("%s: after some heartbeats %q is not the end: %q", accept, end, body)
+		}
+	}
+}
