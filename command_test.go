@@ -8,36 +8,65 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestAnswers(t *testing.T) {
+func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=5s")
+	patient, impatient := startServer(t, "VM_TIMEOUT=1m"), startServer(t, "VM_TIMEOUT=4s")
 	playwright := []mcpServer{{"playwright", "connected"}}
-	crashed := func(message string) *problem { return &problem{"agent_crashed", message} }
+	success := func(result string) answer {
+		return answer{Status: "success", Result: result, NumTurns: 2, CostUSD: 0.25}
+	}
+	failed := func(code, message string) answer {
+		return answer{Status: "failed", Error: &problem{code, message}}
+	}
+	crashed := func(exit, stderr string) answer {
+		return failed("agent_crashed",
+			"Claude Code ended without a result: "+exit+"; the end of its stderr: "+stderr)
+	}
+	saying := func(text string, a answer) answer {
+		a.Result = text
+		return a
+	}
+	keyRefused := answer{Status: "failed", Error: errKeyRefused.(*problem)}
+	timeout := answer{Status: "timeout", Error: errTimeout.(*problem)}
+	interrupted := saying("half of it", timeout)
+	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
+	silent := crashed("exit status 0", "")
+	silent.SessionID, silent.MCPServers = "-", []mcpServer{}
+	const unknown = "No conversation found with session ID: x; " +
+		"leave session_id out to begin a new conversation"
 	tests := []struct {
 		name, command string
 		want          answer
 	}{
-		{"a plain answer", "hello", answer{Status: "success", Result: "hello", NumTurns: 2, CostUSD: 0.25}},
-		{"the last of two results counts", "answers-twice", answer{Status: "success", Result: "second", NumTurns: 2, CostUSD: 0.25}},
-		{"a turn after the result may be silent for longer than the exit grace", "takes-another-turn", answer{Status: "success", Result: "second", NumTurns: 2, CostUSD: 0.25}},
-		{"a result stands although the CLI exits with 1", "answers-and-fails", answer{Status: "success", Result: "answered", NumTurns: 2, CostUSD: 0.25}},
-		{"a result stands although the CLI dies", "answers-and-dies", answer{Status: "success", Result: "answered", NumTurns: 2, CostUSD: 0.25}},
-		{"a result and then silence", "answers-and-stays", answer{Status: "success", Result: "answered", NumTurns: 2, CostUSD: 0.25}},
-		{"a result and then a closed stdout", "answers-and-closes-stdout", answer{Status: "success", Result: "answered", NumTurns: 2, CostUSD: 0.25}},
-		{"garbage is skipped", "writes-garbage", answer{Status: "success", Result: "writes-garbage", NumTurns: 2, CostUSD: 0.25}},
-		{"is_error decides, not subtype", "reports-an-error", answer{Status: "failed", Error: &problem{"agent_error", "API Error: 529 overloaded"}}},
-		{"an unknown session", "unknown-session", answer{Status: "failed", Error: &problem{"session_not_found", "No conversation found with session ID: x; leave session_id out to begin a new conversation"}}},
-		{"the third refusal of the key ends the command", "key-refused", answer{Status: "failed", Error: errKeyRefused.(*problem)}},
-		{"no credentials at all", "not-logged-in", answer{Status: "failed", Result: "Not logged in", Error: errKeyRefused.(*problem)}},
-		{"an exit without a result", "exits", answer{Status: "failed", Error: crashed("Claude Code ended without a result: exit status 3; the end of its stderr: the reason")}},
-		{"a signal without a result", "dies", answer{Status: "failed", Result: "last words", Error: crashed("Claude Code ended without a result: signal: killed; the end of its stderr: ")}},
-		{"the end of a long stderr", "fills-stderr", answer{Status: "failed", Error: crashed("Claude Code ended without a result: exit status 1; the end of its stderr: " + strings.Repeat("e", maxStderr-7) + "the end")}},
-		{"an empty stream", "says-nothing", answer{Status: "failed", SessionID: "-", MCPServers: []mcpServer{}, Error: crashed("Claude Code ended without a result: exit status 0; the end of its stderr: ")}},
-		{"a CLI that reports when it is interrupted", "tells-when-interrupted", answer{Status: "timeout", Result: "half of it", NumTurns: 7, CostUSD: 0.5, Error: errTimeout.(*problem)}},
-		{"a CLI that doesn't care", "ignores-signals", answer{Status: "timeout", Result: "still here", Error: errTimeout.(*problem)}},
+		{"a plain answer", "hello", success("hello")},
+		{"the last of two results counts", "answers-twice", success("second")},
+		{"a turn after the result may be silent for longer than the exit grace",
+			"takes-another-turn", success("second")},
+		{"a result stands although the CLI exits with 1", "answers-and-fails", success("answered")},
+		{"a result stands although the CLI dies", "answers-and-dies", success("answered")},
+		{"a result and then silence", "answers-and-stays", success("answered")},
+		{"a result and then a closed stdout", "answers-and-closes-stdout", success("answered")},
+		{"garbage is skipped", "writes-garbage", success("writes-garbage")},
+		{"is_error decides, not subtype", "reports-an-error",
+			failed("agent_error", "API Error: 529 overloaded")},
+		{"an unknown session", "unknown-session", failed("session_not_found", unknown)},
+		{"the third refusal of the key ends the command", "key-refused", keyRefused},
+		{"no credentials at all", "not-logged-in", saying("Not logged in", keyRefused)},
+		{"an exit without a result", "exits", crashed("exit status 3", "the reason")},
+		{"a signal without a result", "dies",
+			saying("last words", crashed("signal: killed", ""))},
+		{"the end of a long stderr", "fills-stderr",
+			crashed("exit status 1", strings.Repeat("e", maxStderr-7)+"the end")},
+		{"an empty stream", "says-nothing", silent},
+		{"a CLI that reports when it is interrupted", "tells-when-interrupted", interrupted},
+		{"a CLI that doesn't care", "ignores-signals", saying("still here", timeout)},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
+			s := patient
+			if test.want.Status == "timeout" {
+				s = impatient
+			}
 			got := s.ask(test.command + " " + newMarker())
 			if got.DurationMS < 0 || got.DurationMS > 20000 {
 				t.Errorf("duration_ms is %d", got.DurationMS)
@@ -58,18 +87,19 @@ func TestAnswers(t *testing.T) {
 
 func TestAClientThatGoesAwayCancelsItsCommand(t *testing.T) {
 	t.Parallel()
-	for _, header := range [][]string{nil, {"Accept", "text/event-stream"}} {
-		s := startServer(t)
-		marker := newMarker()
-		ctx, cancel := context.WithCancel(context.Background())
-		outcomes := make(chan outcome, 1)
-		s.background(ctx, "waits "+marker, outcomes, header...)
-		eventually(t, "the command runs", func() bool { return len(marked(t, marker)) > 0 })
-		cancel()
-		eventually(t, "its processes are gone", func() bool { return len(marked(t, marker)) == 0 })
-		eventually(t, "the log says so", func() bool { return strings.Contains(s.stderr.String(), "status=canceled code=client_gone") })
-		if got := s.ask("hello"); got.Status != "success" {
-			t.Errorf("the next command: %+v", got)
-		}
+	for _, accept := range []string{"application/json", "text/event-stream"} {
+		t.Run(accept, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			marker := newMarker()
+			ctx, cancel := context.WithCancel(context.Background())
+			outcomes := make(chan outcome, 1)
+			s.background(ctx, "waits "+marker, outcomes, "Accept", accept)
+			eventually(t, "the command runs", func() bool { return len(marked(t, marker)) > 0 })
+			cancel()
+			eventually(t, "its processes are gone", func() bool { return len(marked(t, marker)) == 0 })
+			s.logged("status=canceled code=client_gone")
+			s.goesOn()
+		})
 	}
 }

@@ -23,7 +23,8 @@ var testName = regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w+`)
 // The table in README.md is printed from the tags of config.
 func TestTheReadmeShowsTheConfiguration(t *testing.T) {
 	var table bytes.Buffer
-	format := "| variable | default | meaning |\n|---|---|---|\n{{range .}}| `{{usage_key .}}` | {{with usage_default .}}`{{.}}`{{else}}none{{end}} | {{usage_description .}} |\n{{end}}"
+	format := "| variable | default | meaning |\n|---|---|---|\n{{range .}}| `{{usage_key .}}` | " +
+		"{{with usage_default .}}`{{.}}`{{else}}none{{end}} | {{usage_description .}} |\n{{end}}"
 	if err := envconfig.Usagef("vm", &config{}, &table, format); err != nil {
 		t.Fatal(err)
 	}
@@ -31,14 +32,16 @@ func TestTheReadmeShowsTheConfiguration(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const begin, end = "<!-- configuration: go test -run Readme -update -->\n", "<!-- end of configuration -->"
+	const begin = "<!-- configuration: go test -run Readme -update -->\n"
+	const end = "<!-- end of configuration -->"
 	before, rest, found1 := strings.Cut(string(readme), begin)
 	got, after, found2 := strings.Cut(rest, end)
 	if !found1 || !found2 {
 		t.Fatalf("README.md has no %q … %q", begin, end)
 	}
 	if *update {
-		if err := os.WriteFile("README.md", []byte(before+begin+table.String()+end+after), 0o644); err != nil {
+		written := before + begin + table.String() + end + after
+		if err := os.WriteFile("README.md", []byte(written), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return
@@ -81,7 +84,7 @@ func TestSecurityNamesTestsThatExist(t *testing.T) {
 
 // openapi.yaml says what the server answers: every status with its error codes,
 // and every field of an answer.
-func TestOpenAPI(t *testing.T) {
+func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("openapi.yaml")
 	if err != nil {
@@ -114,8 +117,9 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 
-	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200", "VM_SHUTDOWN_GRACE=1h")
-	withToken := []string{"Authorization", "Bearer correct", "Content-Type", "application/json"}
+	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200",
+		"VM_SHUTDOWN_GRACE=1h")
+	withToken := and(asJSON, "Authorization", "Bearer correct")
 	got := map[int]map[string]bool{}
 	answers := api.Components.Schemas["Answer"]
 	note := func(response *http.Response, body string) {
@@ -157,27 +161,34 @@ func TestOpenAPI(t *testing.T) {
 		}
 		note(response, text)
 	}
-	for _, command := range []string{"hello", "reports-an-error", "not-logged-in", "unknown-session", "exits", "waits"} {
+	for _, command := range []string{
+		"hello", "reports-an-error", "not-logged-in", "unknown-session", "exits", "waits",
+	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}
 	try("GET", "", withToken...)
 	try("POST", "{}", withToken...)
 	try("POST", strings.Repeat("x", 300), withToken...)
 	try("POST", "{}", "Authorization", "Bearer correct")
-	try("POST", "{}", "Content-Type", "application/json")
-	try("POST", "{}", append([]string{"Sec-Fetch-Site", "cross-site"}, withToken...)...)
+	try("POST", "{}", asJSON...)
+	try("POST", "{}", and(withToken, "Sec-Fetch-Site", "cross-site")...)
 	var response *http.Response
 	var text string
 	outcome := make(chan error, 1)
 	go func() {
 		var err error
-		response, text, err = s.post(context.Background(), "sleeps 4900ms", withToken...)
+		response, text, err = s.post(context.Background(), "waits", withToken...)
 		outcome <- err
 	}()
 	s.queued(0)
 	try("POST", `{"command":"one too many"}`, withToken...)
 	s.cmd.Process.Signal(os.Interrupt)
-	eventually(t, "it is stopping", func() bool { status, _ := s.state(); return status == 503 })
+	var stopping map[string]any
+	eventually(t, "it is stopping", func() bool {
+		var status int
+		status, stopping = s.state()
+		return status == 503
+	})
 	try("POST", `{"command":"late"}`, withToken...)
 	s.cmd.Process.Signal(os.Interrupt)
 	if err := <-outcome; err != nil {
@@ -186,11 +197,13 @@ func TestOpenAPI(t *testing.T) {
 	note(response, text)
 
 	health := api.Components.Schemas["Health"]
-	for _, server := range []*testServer{s, startServer(t)} {
-		status, state := server.state()
-		if _, isDocumented := api.Paths["/healthz"]["get"].Responses[status]; status != 0 && !isDocumented {
+	status, healthy := startServer(t).state()
+	for _, status := range []int{status, 503} {
+		if _, isDocumented := api.Paths["/healthz"]["get"].Responses[status]; !isDocumented {
 			t.Errorf("openapi.yaml doesn't know the status %d of /healthz", status)
 		}
+	}
+	for _, state := range []map[string]any{healthy, stopping} {
 		for name := range state {
 			if _, isThere := health.Properties[name]; !isThere {
 				t.Errorf("openapi.yaml doesn't know the field %q of /healthz", name)

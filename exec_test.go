@@ -2,11 +2,9 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestWhatTheAgentRunsAs(t *testing.T) {
+func TestTheAgentGetsItsArgumentsAndNothingOfTheConfiguration(t *testing.T) {
 	t.Parallel()
 	workspace := t.TempDir()
 	mcp := workspace + "/mcp.json"
@@ -25,23 +23,11 @@ func TestWhatTheAgentRunsAs(t *testing.T) {
 		t.Fatal(err)
 	}
 	token := "secret-" + newMarker()
-	s := startServer(t, "VM_WORKSPACE="+workspace, "VM_MCP_CONFIG="+mcp, "VM_CLAUDE_ARGS=--model  opus", "VM_TOKEN="+token, "KEPT=yes")
-	body := fmt.Sprintf(`{"command": "describes-itself", "session_id": %q}`, testSession)
-	_, text, err := s.send(context.Background(), "POST", "/command", body, "Content-Type", "application/json", "Authorization", "Bearer "+token)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var a answer
-	var got struct {
-		Args, Env []string
-		Dir       string
-		Leads     bool
-	}
-	json.Unmarshal([]byte(text), &a)
-	if err := json.Unmarshal([]byte(a.Result), &got); err != nil {
-		t.Fatal(err, text)
-	}
-	want := []string{"-p", "--dangerously-skip-permissions", "--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
+	s := startServer(t, "VM_WORKSPACE="+workspace, "VM_MCP_CONFIG="+mcp,
+		"VM_CLAUDE_ARGS=--model  opus", "VM_TOKEN="+token, "KEPT=yes")
+	got := s.describe(testSession, "Authorization", "Bearer "+token)
+	want := []string{"-p", "--dangerously-skip-permissions",
+		"--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
 		"--resume", testSession, "--mcp-config", mcp, "--strict-mcp-config", "--model", "opus"}
 	if diff := cmp.Diff(want, got.Args); diff != "" {
 		t.Errorf("arguments (-want +got):\n%s", diff)
@@ -75,8 +61,11 @@ func TestTheAgentHasNoTerminal(t *testing.T) {
 	}
 	defer ptmx.Close()
 	var number, unlock int32 // ioctl_tty(2)
-	syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), syscall.TIOCSPTLCK, uintptr(unsafe.Pointer(&unlock)))
-	syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), syscall.TIOCGPTN, uintptr(unsafe.Pointer(&number)))
+	ioctl := func(request uintptr, value *int32) {
+		syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), request, uintptr(unsafe.Pointer(value)))
+	}
+	ioctl(syscall.TIOCSPTLCK, &unlock)
+	ioctl(syscall.TIOCGPTN, &number)
 	onTerminal := func(cmd *exec.Cmd) *exec.Cmd {
 		terminal, err := os.OpenFile(fmt.Sprint("/dev/pts/", number), os.O_RDWR|syscall.O_NOCTTY, 0)
 		if err != nil {
@@ -89,11 +78,13 @@ func TestTheAgentHasNoTerminal(t *testing.T) {
 	}
 	control := onTerminal(exec.Command(self(t), "-p"))
 	control.Stdin = strings.NewReader(`{"message":{"content":"opens-its-terminal"}}`)
-	if output, err := control.Output(); err != nil || !strings.Contains(string(output), `"result":"opens-its-terminal"`) {
+	output, err := control.Output()
+	if err != nil || !strings.Contains(string(output), `"result":"opens-its-terminal"`) {
 		t.Errorf("the control doesn't reach the terminal: %s %v", output, err)
 	}
 	s := startCommand(t, onTerminal(serverCommand(t)))
-	if diff := cmp.Diff("open /dev/tty: no such device or address", s.ask("opens-its-terminal").Result); diff != "" {
+	const want = "open /dev/tty: no such device or address"
+	if diff := cmp.Diff(want, s.ask("opens-its-terminal").Result); diff != "" {
 		t.Errorf("opening the terminal (-want +got):\n%s", diff)
 	}
 }
@@ -107,10 +98,12 @@ func TestTheAgentInheritsNoDescriptor(t *testing.T) {
 	defer secret.Close()
 	cmd := serverCommand(t)
 	cmd.ExtraFiles = []*os.File{secret}
-	if got := startCommand(t, cmd).ask("lists-descriptors").Result; strings.Contains(got, self(t)+" ") {
+	got := startCommand(t, cmd).ask("lists-descriptors").Result
+	if strings.Contains(got, self(t)+" ") {
 		t.Errorf("the agent holds %s", got)
 	}
-	control := exec.Command("sh", "-c", "readlink /proc/self/fd/3") // what a server that does nothing hands on
+	// What a server that does nothing hands on.
+	control := exec.Command("sh", "-c", "readlink /proc/self/fd/3")
 	control.ExtraFiles = cmd.ExtraFiles
 	if output, err := control.Output(); err != nil || !strings.Contains(string(output), self(t)) {
 		t.Errorf("the control doesn't hold the descriptor: %s %v", output, err)
@@ -121,57 +114,49 @@ func TestTheAgentInheritsNoDescriptor(t *testing.T) {
 // dumpable. SIGUSR2 makes the test's server dumpable again, for the control.
 func TestTheAgentCannotReadTheServer(t *testing.T) {
 	t.Parallel()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to become an ordinary user in a folder of its own")
-	}
-	cmd := serverCommand(t, "VM_CLAUDE="+publicSelf(t), "VM_TOKEN=secret-token", "ANTHROPIC_API_KEY="+realKey)
-	cmd.Path, cmd.Dir = publicSelf(t), "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	cmd := serverCommand(t, "VM_TOKEN=secret-token", "ANTHROPIC_API_KEY="+realKey)
+	asUser(t, cmd, publicSelf(t), nobody)
 	s := startCommand(t, cmd)
 	look := func() string {
 		t.Helper()
-		_, body, err := s.post(context.Background(), "looks-at-its-parent", "Authorization", "Bearer secret-token")
-		if err != nil {
-			t.Fatal(err)
-		}
-		var a answer
-		json.Unmarshal([]byte(body), &a)
-		return a.Result
+		return s.ask("looks-at-its-parent", "Authorization", "Bearer secret-token").Result
 	}
 	if diff := cmp.Diff("environ: no, mem: no, fd: no", look()); diff != "" {
 		t.Errorf("what the agent can read (-want +got):\n%s", diff)
 	}
 	s.cmd.Process.Signal(syscall.SIGUSR2)
-	eventually(t, "the control can read the server", func() bool { return look() == "environ: yes, mem: yes, fd: yes" })
+	eventually(t, "the control can read the server", func() bool {
+		return look() == "environ: yes, mem: yes, fd: yes"
+	})
 }
 
-// A process that is not below the server may hold the agent's stdout or stderr,
-// for example one that it was passed to. It must not delay the answer for ever.
-func TestAPipeThatIsHeldFromOutside(t *testing.T) {
+// A process that is not below the server may hold the agent's stdin, stdout or
+// stderr, for example one that it was passed to.
+func TestAPipeThatIsHeldFromOutsideDelaysAnAnswerButNotForEver(t *testing.T) {
 	t.Parallel()
-	for _, descriptor := range []string{"0", "1", "2"} {
-		s := startServer(t, "VM_TIMEOUT=8s")
-		outcomes := make(chan outcome, 1)
-		s.background(context.Background(), "sleeps 2s", outcomes)
-		s.queued(0)
-		var held *os.File
-		eventually(t, "the pipe is held", func() bool {
-			paths, _ := filepath.Glob("/proc/[0-9]*")
-			for _, path := range paths {
-				if parentOf(path) == s.cmd.Process.Pid {
-					held, _ = os.OpenFile(path+"/fd/"+descriptor, os.O_WRONLY, 0)
+	for descriptor, name := range []string{"stdin", "stdout", "stderr"} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, "VM_TIMEOUT=8s")
+			outcomes := make(chan outcome, 1)
+			s.background(context.Background(), "sleeps 2s", outcomes)
+			s.queued(0)
+			var held *os.File
+			eventually(t, "the pipe is held", func() bool {
+				for _, pid := range childPIDs(s.cmd.Process.Pid) {
+					held, _ = os.OpenFile(fmt.Sprintf("/proc/%d/fd/%d", pid, descriptor), os.O_WRONLY, 0)
 				}
+				return held != nil
+			})
+			defer held.Close()
+			select {
+			case o := <-outcomes:
+				if o.answer.Status != "success" {
+					t.Errorf("%+v %+v", o, o.answer.Error)
+				}
+			case <-time.After(20 * time.Second):
+				t.Error("no answer while it is held")
 			}
-			return held != nil
 		})
-		defer held.Close()
-		select {
-		case o := <-outcomes:
-			if o.answer.Status != "success" {
-				t.Errorf("descriptor %s: %+v", descriptor, o)
-			}
-		case <-time.After(20 * time.Second):
-			t.Errorf("descriptor %s: no answer while it is held", descriptor)
-		}
 	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,29 +14,57 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTheCLIIsTakenAwayAndComesBack(t *testing.T) {
+// What every command needs is taken away; the server tells so, with the remedy,
+// and goes on when it is back.
+func TestWhatIsTakenAwayIsToldAndMayComeBack(t *testing.T) {
 	t.Parallel()
+	// Another file takes its place, as what runs can't be written to.
+	becomes := func(text string) func(string) error {
+		return func(path string) error {
+			os.RemoveAll(path)
+			return os.WriteFile(path, []byte(text), 0o755)
+		}
+	}
+	mode := func(mode os.FileMode) func(string) error {
+		return func(path string) error { return os.Chmod(path, mode) }
+	}
 	tests := []struct {
-		name string
-		take func(path string) error
+		name     string
+		variable string // that names what is taken
+		take     func(path string) error
+		asNobody bool // the agent
 	}{
-		{"it is missing", os.Remove},
-		{"it is not executable", func(path string) error { return os.Chmod(path, 0o644) }},
-		{"it is no program", func(path string) error {
-			os.Remove(path) // or it is busy
-			return os.WriteFile(path, []byte("\x7fELF"), 0o755)
-		}},
-		{"its interpreter is missing", func(path string) error {
-			os.Remove(path)
-			return os.WriteFile(path, []byte("#!/no/such/interpreter\n"), 0o755)
-		}},
+		{"the CLI is missing", "VM_CLAUDE", os.Remove, false},
+		{"the CLI is not executable", "VM_CLAUDE", mode(0o644), false},
+		{"the CLI is no program", "VM_CLAUDE", becomes("\x7fELF"), false},
+		{"the CLI's interpreter is missing", "VM_CLAUDE", becomes("#!/no/such/interpreter\n"), false},
+		{"the workspace is deleted", "VM_WORKSPACE", os.RemoveAll, false},
+		{"the workspace is a file", "VM_WORKSPACE", becomes(""), false},
+		{"the agent may not enter the workspace", "VM_WORKSPACE", mode(0o700), true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			path := publicSelf(t)
-			s := startServer(t, "VM_CLAUDE="+path)
+			claude := publicSelf(t)
+			workspace := filepath.Dir(claude) + "/workspace"
+			restore := func() {
+				t.Helper()
+				err := errors.Join(os.RemoveAll(claude), os.Rename(publicSelf(t), claude),
+					os.RemoveAll(workspace), os.Mkdir(workspace, 0o777),
+					os.Chmod(workspace, 0o777)) // whatever the umask is
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			restore()
+			cmd := serverCommand(t, "VM_CLAUDE="+claude, "VM_WORKSPACE="+workspace)
+			if test.asNobody {
+				needsRoot(t, "for an agent of another user")
+				cmd.Env = append(cmd.Env, "VM_USER=nobody")
+			}
+			s := startCommand(t, cmd)
 			s.goesOn()
+			path := map[string]string{"VM_CLAUDE": claude, "VM_WORKSPACE": workspace}[test.variable]
 			if err := test.take(path); err != nil {
 				t.Fatal(err)
 			}
@@ -43,72 +72,17 @@ func TestTheCLIIsTakenAwayAndComesBack(t *testing.T) {
 			if diff := cmp.Diff("failed agent_crashed", inShort(got)); diff != "" {
 				t.Fatalf("answer (-want +got):\n%s", diff)
 			}
-			if !strings.Contains(got.Error.Message, "VM_CLAUDE") {
+			if !strings.Contains(got.Error.Message, test.variable) {
 				t.Errorf("the message has no remedy: %s", got.Error.Message)
 			}
-			os.Remove(path)
-			if err := os.Rename(publicSelf(t), path); err != nil {
-				t.Fatal(err)
-			}
-			s.goesOn()
-		})
-	}
-}
-
-func TestTheWorkspaceIsTakenAwayAndComesBack(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name      string
-		take      func(path string) error
-		needsRoot bool // to be another user than the agent
-	}{
-		{"it is deleted", os.RemoveAll, false},
-		{"it is a file", func(path string) error {
-			os.RemoveAll(path)
-			return os.WriteFile(path, nil, 0o644)
-		}, false},
-		{"the agent may not enter it", func(path string) error { return os.Chmod(path, 0o700) }, true},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			directory := filepath.Dir(publicSelf(t))
-			workspace, env := directory+"/workspace", []string{"VM_CLAUDE=" + directory + "/claude"}
-			if test.needsRoot && os.Getuid() != 0 {
-				t.Skip("needs root, for an agent of another user")
-			} else if test.needsRoot {
-				env = append(env, "VM_USER=nobody")
-			}
-			create := func() {
-				os.MkdirAll(workspace, 0o755)
-				if err := os.Chmod(workspace, 0o777); err != nil {
-					t.Fatal(err)
-				}
-			}
-			create()
-			s := startServer(t, append(env, "VM_WORKSPACE="+workspace)...)
-			s.goesOn()
-			if err := test.take(workspace); err != nil {
-				t.Fatal(err)
-			}
-			got := s.tells()
-			if diff := cmp.Diff("failed agent_crashed", inShort(got)); diff != "" {
-				t.Fatalf("answer (-want +got):\n%s", diff)
-			}
-			if !strings.Contains(got.Error.Message, "VM_WORKSPACE") {
-				t.Errorf("the message has no remedy: %s", got.Error.Message)
-			}
-			if info, err := os.Stat(workspace); err == nil && !info.IsDir() {
-				os.Remove(workspace)
-			}
-			create()
+			restore()
 			s.goesOn()
 		})
 	}
 }
 
 // As a new checkout does. Whatever was started before must not work in the old.
-func TestTheWorkspaceIsReplaced(t *testing.T) {
+func TestAReplacedWorkspaceIsUsedFromThenOn(t *testing.T) {
 	t.Parallel()
 	workspace := t.TempDir() + "/workspace"
 	os.Mkdir(workspace, 0o755)
@@ -126,16 +100,17 @@ func TestTheWorkspaceIsReplaced(t *testing.T) {
 	}
 }
 
-func TestTheDiskIsFull(t *testing.T) {
+func TestAFullDiskIsTheAgentsToTell(t *testing.T) {
 	t.Parallel()
 	workspace := t.TempDir()
 	cmd := serverCommand(t, "VM_WORKSPACE="+workspace)
 	if err := onATinyDisk(t, cmd, workspace); err != nil {
-		t.Skip(err)
+		missing(t, err.Error(), needsMount)
 	}
 	s := startCommand(t, cmd)
 	empty := s.fill(workspace)
-	if got := s.ask("writes-a-file"); got.Status != "success" || !strings.Contains(got.Result, "no space left") {
+	got := s.ask("writes-a-file")
+	if got.Status != "success" || !strings.Contains(got.Result, "no space left") {
 		t.Errorf("on the full disk: %+v %+v", got, got.Error)
 	}
 	s.goesOn()
@@ -145,7 +120,7 @@ func TestTheDiskIsFull(t *testing.T) {
 	}
 }
 
-func TestOutOfMemory(t *testing.T) {
+func TestACLIWithoutMemoryIsToldAndTheNextCommandRuns(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	marker := newMarker()
@@ -165,7 +140,8 @@ func TestOutOfMemory(t *testing.T) {
 	o := <-outcomes
 	if diff := cmp.Diff("failed agent_crashed", inShort(o.answer)); diff != "" {
 		t.Errorf("the CLI is the victim (-want +got):\n%s", diff)
-	} else if !strings.Contains(o.answer.Error.Message, "signal: killed") || o.answer.Result != "waiting" {
+	} else if !strings.Contains(o.answer.Error.Message, "signal: killed") ||
+		o.answer.Result != "waiting" {
 		t.Errorf("the CLI is the victim: %+v %+v", o.answer, o.answer.Error)
 	}
 	s.goesOn()
@@ -173,22 +149,21 @@ func TestOutOfMemory(t *testing.T) {
 	s.background(context.Background(), "waits-for-its-child "+marker, outcomes)
 	child, _ := s.running(marker)
 	syscall.Kill(child, syscall.SIGKILL)
-	if o := <-outcomes; o.answer.Status != "success" || o.answer.Result != "its child: signal: killed" {
+	o = <-outcomes
+	if o.answer.Status != "success" || o.answer.Result != "its child: signal: killed" {
 		t.Errorf("a child of the CLI is the victim: %+v %+v", o.answer, o.answer.Error)
 	}
 	s.goesOn()
-	if list := marked(t, marker); len(list) > 0 {
-		t.Errorf("processes are left:\n%s", strings.Join(list, "\n"))
-	}
+	nothingLeft(t, marker)
 }
 
-func TestTheHomeIsNotWritable(t *testing.T) {
+func TestAHomeThatIsNotWritableIsNoHindrance(t *testing.T) {
 	t.Parallel()
 	startServer(t, "HOME=/proc/nowhere").goesOn()
 }
 
 // What the real CLI makes of the same faults is an answer too.
-func TestTheRealCLIMeetsAFault(t *testing.T) {
+func TestTheRealCLIAnswersDespiteAFault(t *testing.T) {
 	t.Parallel()
 	real, _ := withRealClaude(t)
 	real = slices.Clip(append(real, "VM_TIMEOUT=5m"))
@@ -204,11 +179,12 @@ func TestTheRealCLIMeetsAFault(t *testing.T) {
 		workspace := t.TempDir()
 		cmd := serverCommand(t, append(real, "VM_WORKSPACE="+workspace, "HOME="+workspace)...)
 		if err := onATinyDisk(t, cmd, workspace); err != nil {
-			t.Skip(err)
+			missing(t, err.Error(), needsMount)
 		}
 		s := startCommand(t, cmd)
 		s.fill(workspace)
-		if got := s.ask("real bash: echo x >file || echo it is full"); got.Status != "success" || !strings.Contains(got.Result, "it is full") {
+		got := s.ask("real bash: echo x >file || echo it is full")
+		if got.Status != "success" || !strings.Contains(got.Result, "it is full") {
 			t.Errorf("%+v %+v", got, got.Error)
 		}
 		s.goesOn()
@@ -221,16 +197,15 @@ func TestTheRealCLIMeetsAFault(t *testing.T) {
 		s.background(context.Background(), "real bash: sh -c 'sleep 3600; : "+marker+"'", outcomes)
 		tool, _ := s.running(marker)
 		syscall.Kill(tool, syscall.SIGKILL)
-		if o := <-outcomes; o.answer.Status != "success" || !strings.Contains(o.answer.Result, "Exit code") {
+		o := <-outcomes
+		if o.answer.Status != "success" || !strings.Contains(o.answer.Result, "Exit code") {
 			t.Errorf("%+v %+v", o, o.answer.Error)
 		}
-		if list := marked(t, marker); len(list) > 0 {
-			t.Errorf("processes are left:\n%s", strings.Join(list, "\n"))
-		}
+		nothingLeft(t, marker)
 	})
 }
 
-func TestNoProcessCanBeStarted(t *testing.T) {
+func TestTheServerGoesOnWhenNoProcessCanBeStarted(t *testing.T) {
 	t.Parallel()
 	cmd := serverCommand(t)
 	asNobodyElse(t, cmd)
@@ -244,7 +219,8 @@ func TestNoProcessCanBeStarted(t *testing.T) {
 			s.background(context.Background(), "hello", outcomes)
 		}
 		for range cap(outcomes) {
-			if o := <-outcomes; o.err != nil || inShort(o.answer) != "failed agent_crashed" && o.status != 429 {
+			o := <-outcomes
+			if o.err != nil || inShort(o.answer) != "failed agent_crashed" && o.status != 429 {
 				t.Fatalf("%+v %+v; the server's log:\n%.3000s", o, o.answer.Error, s.stderr)
 			}
 		}
@@ -255,7 +231,7 @@ func TestNoProcessCanBeStarted(t *testing.T) {
 
 // The agent's processes and the server's threads count against one limit where
 // both are one user.
-func TestTheAgentTakesEveryProcess(t *testing.T) {
+func TestTheServerGoesOnWhenTheAgentTakesEveryProcess(t *testing.T) {
 	t.Parallel()
 	cmd := serverCommand(t)
 	asNobodyElse(t, cmd)
@@ -268,9 +244,7 @@ func TestTheAgentTakesEveryProcess(t *testing.T) {
 		if diff := cmp.Diff("failed agent_crashed", inShort(s.ask("wide "+marker))); diff != "" {
 			t.Errorf("answer (-want +got):\n%s", diff)
 		}
-		if list := marked(t, marker); len(list) > 0 {
-			t.Errorf("processes are left:\n%s", strings.Join(list, "\n"))
-		}
+		nothingLeft(t, marker)
 	}
 	lift()
 	s.goesOn()

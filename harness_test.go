@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -61,7 +62,8 @@ func serverCommand(t testing.TB, env ...string) *exec.Cmd {
 	cmd.Dir = t.TempDir()
 	cmd.Env = append([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + cmd.Dir, "IS_SANDBOX=1", "TEST_SERVER=1",
-		"VM_CLAUDE=" + self(t), "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=300ms", "VM_EXIT_GRACE=300ms", "VM_TIMEOUT=30s", "VM_WARM=false",
+		"VM_CLAUDE=" + self(t), "VM_ADDR=127.0.0.1:0", "VM_WARM=false",
+		"VM_STOP_GRACE=300ms", "VM_EXIT_GRACE=300ms", "VM_TIMEOUT=30s",
 	}, env...)
 	return cmd
 }
@@ -73,22 +75,46 @@ func startServer(t testing.TB, env ...string) *testServer {
 	return startCommand(t, serverCommand(t, env...))
 }
 
+// startCommand starts a server that the test has made ready, as startServer does.
 func startCommand(t testing.TB, cmd *exec.Cmd) *testServer {
 	t.Helper()
-	s := &testServer{t: t, cmd: cmd, stderr: &syncBuffer{}, done: make(chan error, 1)}
+	s := &testServer{stderr: &syncBuffer{}}
 	cmd.Stderr = s.stderr
+	s.launch(t, cmd)
+	eventually(t, "the server listens", func() bool {
+		s.url = listening(s.stderr.String())
+		return s.url != ""
+	})
+	return s
+}
+
+// launch starts cmd as the server and stops it when the test ends. Where it
+// listens is for the caller to find out.
+func (s *testServer) launch(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	s.t, s.cmd, s.done = t, cmd, make(chan error, 1)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() { s.done <- cmd.Wait() }()
 	t.Cleanup(s.stop)
-	eventually(t, "the server listens", func() bool {
-		_, rest, found := strings.Cut(s.stderr.String(), "msg=listening addr=")
-		addr, _, _ := strings.Cut(rest, " ")
-		s.url = "http://" + addr
-		return found
-	})
-	return s
+}
+
+// listening finds the server's URL in its log, "" before that says it.
+func listening(log string) (url string) {
+	_, rest, found := strings.Cut(log, "msg=listening addr=")
+	addr, _, complete := strings.Cut(rest, " ")
+	if !found || !complete {
+		return ""
+	}
+	return "http://" + addr
+}
+
+// wait returns how the server ended. It may be called again.
+func (s *testServer) wait() error {
+	err := <-s.done
+	s.done <- err
+	return err
 }
 
 func (s *testServer) stop() {
@@ -108,13 +134,21 @@ func (s *testServer) stop() {
 	}
 }
 
-// post sends a command and returns the status code, the header and the body.
-func (s *testServer) post(ctx context.Context, command string, header ...string) (*http.Response, string, error) {
-	body, _ := json.Marshal(map[string]string{"command": command})
-	return s.send(ctx, "POST", "/command", string(body), append([]string{"Content-Type", "application/json"}, header...)...)
+// dial connects to the server, until the test ends.
+func (s *testServer) dial(t testing.TB) net.Conn {
+	t.Helper()
+	connection, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { connection.Close() })
+	return connection
 }
 
-func (s *testServer) send(ctx context.Context, method, path, body string, header ...string) (*http.Response, string, error) {
+// send sends a request, its header as names and values, and returns the
+// response and its whole body.
+func (s *testServer) send(ctx context.Context, method, path, body string, header ...string) (
+	*http.Response, string, error) {
 	request, err := http.NewRequestWithContext(ctx, method, s.url+path, strings.NewReader(body))
 	if err != nil {
 		return nil, "", err
@@ -135,18 +169,62 @@ func (s *testServer) send(ctx context.Context, method, path, body string, header
 	return response, string(data), err
 }
 
-// ask sends a command to the hostile claude and returns the answer.
-func (s *testServer) ask(command string) answer {
-	s.t.Helper()
-	response, body, err := s.post(context.Background(), command)
-	if err != nil {
-		s.t.Fatalf("%s: %v; the server's log:\n%s", command, err, s.stderr)
+// post sends a command.
+func (s *testServer) post(ctx context.Context, command string, header ...string) (
+	*http.Response, string, error) {
+	return s.postIn(ctx, "", command, header...)
+}
+
+// postIn sends a command that continues a session, or none where that is "".
+func (s *testServer) postIn(ctx context.Context, session, command string, header ...string) (
+	*http.Response, string, error) {
+	fields := map[string]string{"command": command}
+	if session != "" {
+		fields["session_id"] = session
 	}
-	var a answer
-	if err := json.Unmarshal([]byte(body), &a); err != nil || response.StatusCode != http.StatusOK {
-		s.t.Fatalf("%s: status %s, body %q, %v", command, response.Status, body, err)
+	body, _ := json.Marshal(fields)
+	header = append([]string{"Content-Type", "application/json"}, header...)
+	return s.send(ctx, "POST", "/command", string(body), header...)
+}
+
+// ask sends a command to the hostile claude and returns the answer.
+func (s *testServer) ask(command string, header ...string) answer {
+	s.t.Helper()
+	return s.askIn("", command, header...)
+}
+
+// askIn is ask with a session.
+func (s *testServer) askIn(session, command string, header ...string) (a answer) {
+	s.t.Helper()
+	response, body, err := s.postIn(context.Background(), session, command, header...)
+	if err != nil {
+		s.t.Fatalf("%.100s: %v; the server's log:\n%s", command, err, s.stderr)
+	}
+	err = json.Unmarshal([]byte(body), &a)
+	if err != nil || response.StatusCode != http.StatusOK {
+		s.t.Fatalf("%.100s: status %s, body %q, %v", command, response.Status, body, err)
 	}
 	return a
+}
+
+// selfDescription is what the hostile claude says of itself.
+type selfDescription struct {
+	Args, Env []string
+	Dir       string
+	Leads     bool // a process group
+	UID       int
+	PID       int
+	Started   string
+}
+
+// describe has an agent describe itself.
+func (s *testServer) describe(session string, header ...string) (d selfDescription) {
+	s.t.Helper()
+	a := s.askIn(session, "describes-itself", header...)
+	if err := json.Unmarshal([]byte(a.Result), &d); err != nil {
+		s.t.Fatalf("%v: %+v %+v", err, a, a.Error)
+	}
+	return d
 }
 
 // state asks GET /healthz.
@@ -159,6 +237,23 @@ func (s *testServer) state() (status int, state map[string]any) {
 	return response.StatusCode, state
 }
 
+// queued waits until a command runs and so many others wait.
+func (s *testServer) queued(want int) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("%d wait", want), func() bool {
+		_, state := s.state()
+		return state["busy"] == true && state["queued"] == float64(want)
+	})
+}
+
+// logged waits until the server's log holds a text.
+func (s *testServer) logged(text string) {
+	s.t.Helper()
+	eventually(s.t, "the log holds "+text, func() bool {
+		return strings.Contains(s.stderr.String(), text)
+	})
+}
+
 // outcome is what became of a request that a test sent in the background.
 type outcome struct {
 	name   string
@@ -169,7 +264,8 @@ type outcome struct {
 }
 
 // background sends a command, and its outcome to the channel.
-func (s *testServer) background(ctx context.Context, command string, outcomes chan<- outcome, header ...string) {
+func (s *testServer) background(
+	ctx context.Context, command string, outcomes chan<- outcome, header ...string) {
 	go func() {
 		o := outcome{name: command}
 		var response *http.Response
@@ -179,15 +275,6 @@ func (s *testServer) background(ctx context.Context, command string, outcomes ch
 		}
 		outcomes <- o
 	}()
-}
-
-// queued waits until so many commands wait.
-func (s *testServer) queued(want int) {
-	s.t.Helper()
-	eventually(s.t, fmt.Sprintf("%d wait", want), func() bool {
-		_, state := s.state()
-		return state["busy"] == true && state["queued"] == float64(want)
-	})
 }
 
 // inShort is an answer's status and error code.
@@ -223,7 +310,13 @@ func (s *testServer) tells() (got answer) {
 // eventually polls, and fails the test when nothing comes of it in time.
 func eventually(t testing.TB, what string, condition func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !condition(); time.Sleep(5 * time.Millisecond) {
+	within(t, 20*time.Second, what, condition)
+}
+
+// within is eventually with a time of its own.
+func within(t testing.TB, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); !condition(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("it never came that %s", what)
 		}

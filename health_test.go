@@ -7,8 +7,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// /healthz, which anybody may ask, tells no more of the agent's own words.
-func TestTheVersionThatTheAgentClaims(t *testing.T) {
+// Which anybody may ask.
+func TestHealthTellsLittleOfTheVersionThatTheAgentClaims(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	s.ask("boasts")

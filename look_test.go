@@ -12,6 +12,61 @@ import (
 	"testing"
 )
 
+// process is a process and when it started, as its pid may be used again.
+type process struct {
+	pid     int
+	started string
+}
+
+func identify(pid int) process { return process{pid, statField(pid, 22)} }
+
+// lives says whether the process is still there, be it as a zombie.
+func (p process) lives() bool { return p.started != "" && identify(p.pid) == p }
+
+// statField reads a field of /proc/PID/stat behind the name, which is the
+// second and may hold anything: proc_pid_stat(5). It is "" for what is no process.
+func statField(pid, number int) string {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:])
+	if len(fields) <= number-3 {
+		return ""
+	}
+	return string(fields[number-3])
+}
+
+// parentOf is a process's parent, 0 for what is no process.
+func parentOf(pid int) (parent int) {
+	parent, _ = strconv.Atoi(statField(pid, 4))
+	return parent
+}
+
+// childPIDs lists the processes, zombies too, whose parent is pid.
+func childPIDs(pid int) (list []int) {
+	paths, _ := filepath.Glob("/proc/[0-9]*")
+	for _, path := range paths {
+		child, _ := strconv.Atoi(filepath.Base(path))
+		if parentOf(child) == pid {
+			list = append(list, child)
+		}
+	}
+	return list
+}
+
+// procStatus is a field of /proc/PID/status, "" for what is no process.
+func procStatus(pid int, field string) string {
+	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	_, rest, _ := strings.Cut("\n"+string(data), "\n"+field+":")
+	value, _, _ := strings.Cut(rest, "\n")
+	return strings.TrimSpace(value)
+}
+
+// kilobytes is such a field that is a size.
+func kilobytes(pid int, field string) int {
+	number, _, _ := strings.Cut(procStatus(pid, field), " ")
+	n, _ := strconv.Atoi(number)
+	return n
+}
+
 // marked lists the processes with the marker among their arguments, by the
 // test's own look at the process table.
 func marked(t testing.TB, marker string) (list []string) {
@@ -22,10 +77,19 @@ func marked(t testing.TB, marker string) (list []string) {
 	}
 	for _, path := range paths {
 		if data, _ := os.ReadFile(path); bytes.Contains(data, []byte(marker)) {
-			list = append(list, filepath.Base(filepath.Dir(path))+" "+strings.ReplaceAll(string(data), "\x00", " "))
+			pid := filepath.Base(filepath.Dir(path))
+			list = append(list, pid+" "+strings.ReplaceAll(string(data), "\x00", " "))
 		}
 	}
 	return list
+}
+
+// nothingLeft wants no process with the marker.
+func nothingLeft(t testing.TB, marker string) {
+	t.Helper()
+	if list := marked(t, marker); len(list) > 0 {
+		t.Errorf("%d processes outlived their command:\n%s", len(list), strings.Join(list, "\n"))
+	}
 }
 
 // killMarked ends what a negative control left, and only that.
@@ -43,56 +107,6 @@ func killMarked(t testing.TB, marker string) {
 	})
 }
 
-// childPIDs lists the processes, zombies too, whose parent is pid.
-func childPIDs(pid int) (list []int) {
-	paths, _ := filepath.Glob("/proc/[0-9]*")
-	for _, path := range paths {
-		if parentOf(path) == pid {
-			child, _ := strconv.Atoi(filepath.Base(path))
-			list = append(list, child)
-		}
-	}
-	return list
-}
-
-// parentOf reads the parent's pid of a process from its folder in /proc.
-func parentOf(path string) (pid int) {
-	data, _ := os.ReadFile(path + "/stat")
-	if fields := bytes.Fields(data[bytes.LastIndexByte(data, ')')+1:]); len(fields) > 1 {
-		pid, _ = strconv.Atoi(string(fields[1]))
-	}
-	return pid
-}
-
-// procStatus is a field of /proc/PID/status, "" for what is no process.
-func procStatus(pid int, field string) string {
-	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	_, rest, _ := strings.Cut("\n"+string(data), "\n"+field+":")
-	value, _, _ := strings.Cut(rest, "\n")
-	return strings.TrimSpace(value)
-}
-
-func kilobytes(pid int, field string) int {
-	number, _, _ := strings.Cut(procStatus(pid, field), " ")
-	n, _ := strconv.Atoi(number)
-	return n
-}
-
-// peakMemory is a process's VmHWM, bytes.
-func peakMemory(t testing.TB, pid int) int {
-	t.Helper()
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, rest, _ := strings.Cut(string(data), "VmHWM:")
-	kilobytes, err := strconv.Atoi(strings.Fields(rest)[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	return kilobytes << 10
-}
-
 // running waits for a process with the marker. Its parent is the CLI that runs.
 func (s *testServer) running(marker string) (child, cli int) {
 	s.t.Helper()
@@ -100,7 +114,7 @@ func (s *testServer) running(marker string) (child, cli int) {
 		for _, line := range marked(s.t, marker) {
 			pid, _, _ := strings.Cut(line, " ")
 			child, _ = strconv.Atoi(pid)
-			cli, _ = strconv.Atoi(procStatus(child, "PPid"))
+			cli = parentOf(child)
 		}
 		return cli > 1 && cli != s.cmd.Process.Pid
 	})
@@ -130,3 +144,16 @@ func (s *testServer) resources() (r resources) {
 	r.descriptors = len(entries)
 	return r
 }
+
+// back waits until the server holds no more than before, and slack of each.
+func (s *testServer) back(before resources, slack int) (now resources) {
+	s.t.Helper()
+	eventually(s.t, fmt.Sprintf("descriptors and goroutines are back at %+v", before), func() bool {
+		now = s.resources()
+		return now.descriptors <= before.descriptors+slack && now.goroutines <= before.goroutines+slack
+	})
+	return now
+}
+
+// countable lets an ordinary user's test count the server's descriptors.
+func (s *testServer) countable() { s.cmd.Process.Signal(syscall.SIGUSR2) }

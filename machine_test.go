@@ -14,23 +14,36 @@ import (
 	"time"
 )
 
-// program finds a program that a test needs. In CI it must be there.
+// missing skips a test for what the machine doesn't have. In CI it must be there.
+func missing(t testing.TB, what, remedy string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatalf("%s: %s", what, remedy)
+	}
+	t.Skipf("%s: %s", what, remedy)
+}
+
+// program finds a program that a test needs.
 func program(t testing.TB, name, remedy string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatalf("%v: %s", err, remedy)
-	}
 	if err != nil {
-		t.Skipf("%v: %s", err, remedy)
+		missing(t, err.Error(), remedy)
 	}
 	return path
 }
 
-// here says whether a part is here. In CI it must be.
-func here(t *testing.T, path, remedy string) bool {
+// needsRoot is for a test that becomes, or looks at, other users or namespaces.
+func needsRoot(t testing.TB, why string) {
 	t.Helper()
-	_, err := os.Stat(path)
+	if os.Getuid() != 0 {
+		missing(t, "not root", "needs root, "+why)
+	}
+}
+
+// has says whether a part of a test can run. In CI it must.
+func has(t testing.TB, err error, remedy string) bool {
+	t.Helper()
 	if err != nil && os.Getenv("CI") == "true" {
 		t.Fatalf("%v: %s", err, remedy)
 	}
@@ -61,39 +74,53 @@ func publicSelf(t testing.TB) string {
 	return directory + "/claude"
 }
 
-func lookPath(t testing.TB, name string) string {
+// asPID1 gives the server a pid namespace of its own, as a container does.
+func asPID1(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return path
+	needsRoot(t, "to become PID 1")
+	cmd.Env = append(cmd.Env, "TEST_MOUNT_PROC=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
 }
 
-// asNobodyElse makes the server an ordinary user whom no other process belongs to.
-func asNobodyElse(t testing.TB, cmd *exec.Cmd) {
+// asUser makes the server an ordinary user, who may execute what is at path.
+func asUser(t testing.TB, cmd *exec.Cmd, path string, uid uint32) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root, to become a user without other processes")
-	}
-	path, uid := publicSelf(t), uint32(1<<30+time.Now().UnixNano()%(1<<30))
+	needsRoot(t, "to become an ordinary user")
 	cmd.Path, cmd.Args, cmd.Dir = path, []string{"vm-server"}, "/"
 	cmd.Env = append(cmd.Env, "VM_CLAUDE="+path, "HOME=/")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+}
+
+const nobody = 65534
+
+// asNobodyElse makes the server a user whom no other process belongs to.
+func asNobodyElse(t testing.TB, cmd *exec.Cmd) {
+	t.Helper()
+	asUser(t, cmd, publicSelf(t), uint32(1<<30+time.Now().UnixNano()%(1<<30)))
+}
+
+// below runs the server by another program, which executes it.
+func below(t testing.TB, cmd *exec.Cmd, args ...string) {
+	t.Helper()
+	path := program(t, args[0], "install it")
+	cmd.Path, cmd.Args = path, append(args, cmd.Path)
 }
 
 // onATinyDisk makes the server's workspace a disk of 64 kB, which is gone with
 // the server: it is mounted in a namespace of the server's own.
 func onATinyDisk(t testing.TB, cmd *exec.Cmd, workspace string) error {
 	t.Helper()
-	unshare := []string{"unshare", "--mount", "sh", "-c", `mount -t tmpfs -o size=64k,mode=777 none "$0" && exec "$@"`, workspace}
-	if output, err := exec.Command("unshare", append(unshare[1:], "true")...).CombinedOutput(); err != nil {
-		return fmt.Errorf("cannot mount a small disk, which needs root with CAP_SYS_ADMIN: %s", output)
+	const mount = `mount -t tmpfs -o size=64k,mode=777 none "$0" && exec "$@"`
+	unshare := []string{"unshare", "--mount", "sh", "-c", mount, workspace}
+	output, err := exec.Command(unshare[0], append(unshare[1:], "true")...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("cannot mount a small disk: %w: %s", err, output)
 	}
-	cmd.Args = append(unshare, cmd.Path)
-	cmd.Path = lookPath(t, "unshare")
+	below(t, cmd, unshare...)
 	return nil
 }
+
+const needsMount = "needs root with CAP_SYS_ADMIN"
 
 // fill fills the server's tiny disk until empty is called.
 func (s *testServer) fill(workspace string) (empty func()) {
@@ -114,9 +141,10 @@ func (s *testServer) fill(workspace string) (empty func()) {
 // lift sets what was there.
 func (s *testServer) limit(resource string, soft int) (lift func()) {
 	s.t.Helper()
+	path, pid := program(s.t, "prlimit", "install util-linux"), strconv.Itoa(s.cmd.Process.Pid)
 	run := func(args ...string) string {
 		s.t.Helper()
-		cmd := exec.Command(program(s.t, "prlimit", "apt-get install util-linux"), append([]string{"--pid", strconv.Itoa(s.cmd.Process.Pid)}, args...)...)
+		cmd := exec.Command(path, append([]string{"--pid", pid}, args...)...)
 		if s.cmd.SysProcAttr != nil { // as the same user, for which no capability is needed
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: s.cmd.SysProcAttr.Credential}
 		}
@@ -158,7 +186,10 @@ func withRealClaude(t testing.TB) (env []string, tmp string) {
 		model.Wait()
 	})
 	url, _ := bufio.NewReader(out).ReadString('\n')
-	return []string{"TEST_REAL_CLAUDE=" + claude, "PATH=" + filepath.Dir(claude) + ":" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + tmp,
-		"VM_MCP_CONFIG=" + root + "/.mcp.json", "ANTHROPIC_BASE_URL=" + strings.TrimSpace(url), "ANTHROPIC_API_KEY=dummy-key",
-		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"}, tmp
+	return []string{
+		"TEST_REAL_CLAUDE=" + claude, "PATH=" + filepath.Dir(claude) + ":" + os.Getenv("PATH"),
+		"HOME=" + home, "TMPDIR=" + tmp, "VM_MCP_CONFIG=" + root + "/.mcp.json",
+		"ANTHROPIC_BASE_URL=" + strings.TrimSpace(url), "ANTHROPIC_API_KEY=dummy-key",
+		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1",
+	}, tmp
 }

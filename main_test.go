@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"os"
 	"os/signal"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -38,10 +36,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// serverRole runs the server as main does. The role "sweep off" leaves the
-// sweep out, for negative controls; with "short lives" a spare is old after a
-// second. SIGUSR1 makes it print its goroutines,
-// SIGUSR2 makes it dumpable.
+// serverRole runs the server as main does or, in another role than "1", as
+// serveAs says. SIGUSR1 makes it print its goroutines, SIGUSR2 makes it dumpable.
 func serverRole(role string) error {
 	dumpable := make(chan os.Signal, 1)
 	signal.Notify(dumpable, syscall.SIGUSR2)
@@ -66,44 +62,40 @@ func serverRole(role string) error {
 	if role == "1" {
 		return run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	cfg, err := loadConfig(log)
-	if err != nil {
-		return err
-	}
-	s := newServer(cfg, log)
-	switch role {
-	case "sweep off":
-		s.sweep = func() (int, error) { return 0, nil }
-	case "short lives":
-		s.maxIdle = time.Second
-	}
-	return s.serve(context.Background())
+	return serveAs(role)
 }
 
-func TestHelpAndVersion(t *testing.T) {
+func TestHelpAndVersionArePrintedAndArgumentsAreRefused(t *testing.T) {
 	t.Parallel()
-	for flag, want := range map[string]string{"-h": "VM_SHUTDOWN_GRACE (default 30s)", "--help": "VM_TOKEN", "-version": "vm-server dev\n"} {
+	for flag, want := range map[string]string{
+		"-h": "VM_SHUTDOWN_GRACE (default 30s)", "--help": "VM_TOKEN", "-version": "vm-server dev\n",
+	} {
 		var out bytes.Buffer
-		if err := run(context.Background(), []string{flag}, &out, io.Discard); err != nil || !strings.Contains(out.String(), want) {
+		err := run(context.Background(), []string{flag}, &out, io.Discard)
+		if err != nil || !strings.Contains(out.String(), want) {
 			t.Errorf("%s printed %q, %v", flag, out.String(), err)
 		}
 	}
-	if err := run(context.Background(), []string{"serve"}, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), `"serve"`) {
+	err := run(context.Background(), []string{"serve"}, io.Discard, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), `"serve"`) {
 		t.Errorf("an argument: %v", err)
 	}
 }
 
-func TestShutdown(t *testing.T) {
+func TestAShutdownAnswersEveryCommand(t *testing.T) {
 	t.Parallel()
+	const canceled = "canceled shutting_down"
 	tests := []struct {
 		name, running, grace string
 		signals              int
 		want                 map[string]string // status and code of each answer
 	}{
-		{"the running command may end, the waiting one is told", "sleeps 4s", "20s", 1, map[string]string{"sleeps 4s": "success", "queued": "canceled shutting_down"}},
-		{"after the grace the running command is stopped", "waits", "300ms", 1, map[string]string{"waits": "canceled shutting_down", "queued": "canceled shutting_down"}},
-		{"a second signal stops it at once", "waits", "1h", 2, map[string]string{"waits": "canceled shutting_down", "queued": "canceled shutting_down"}},
+		{"the running command may end, the waiting one is told", "sleeps 4s", "20s", 1,
+			map[string]string{"sleeps 4s": "success", "queued": canceled}},
+		{"after the grace the running command is stopped", "waits", "3s", 1,
+			map[string]string{"waits": canceled, "queued": canceled}},
+		{"a second signal stops it at once", "waits", "1h", 2,
+			map[string]string{"waits": canceled, "queued": canceled}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -114,13 +106,11 @@ func TestShutdown(t *testing.T) {
 			s.queued(0)
 			s.background(context.Background(), "queued", outcomes)
 			s.queued(1)
-			for i := range test.signals {
-				if i > 0 {
-					eventually(t, "it is stopping", func() bool { return strings.Contains(s.stderr.String(), "msg=stopping") })
-				}
+			s.cmd.Process.Signal(syscall.SIGTERM)
+			if test.signals > 1 {
+				s.logged("msg=stopping")
 				s.cmd.Process.Signal(syscall.SIGTERM)
-			}
-			if test.signals == 1 {
+			} else {
 				eventually(t, "health says 503", func() bool { status, _ := s.state(); return status == 503 })
 				response, body, err := s.post(context.Background(), "late")
 				if err != nil || response.StatusCode != 503 || !strings.Contains(body, `"shutting_down"`) {
@@ -130,18 +120,13 @@ func TestShutdown(t *testing.T) {
 			got := map[string]string{}
 			for range 2 {
 				o := <-outcomes
-				got[o.name] = o.answer.Status
-				if o.answer.Error != nil {
-					got[o.name] += " " + o.answer.Error.Code
-				}
+				got[o.name] = inShort(o.answer)
 			}
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("answers (-want +got):\n%s", diff)
 			}
-			if err := <-s.done; err != nil {
+			if err := s.wait(); err != nil {
 				t.Errorf("exit: %v", err)
-			} else {
-				s.done <- nil
 			}
 			if _, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://")); err == nil {
 				t.Error("somebody still listens")

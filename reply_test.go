@@ -3,46 +3,46 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestEventStream(t *testing.T) {
+func TestAStreamTellsThePlacesTheLinesAndTheAnswer(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "VM_HEARTBEAT=100ms")
 	outcomes := make(chan outcome, 3)
-	stream := []string{"Accept", "text/event-stream"}
 	s.background(context.Background(), "sleeps 4s", outcomes)
 	s.queued(0)
 	s.background(context.Background(), "sleeps 500ms", outcomes)
 	s.queued(1)
-	s.background(context.Background(), "streamed", outcomes, stream...)
+	s.background(context.Background(), "streamed", outcomes, "Accept", "text/event-stream")
 	<-outcomes
 	<-outcomes
 	o := <-outcomes
 	var got []string
-	var response answer
 	beats := 0
 	for event := range strings.SplitSeq(strings.TrimSuffix(o.body, "\n\n"), "\n\n") {
 		name, data, _ := strings.Cut(event, "\n")
 		data = strings.TrimPrefix(data, "data: ")
+		var fields struct{ Type, Result string }
+		json.Unmarshal([]byte(data), &fields)
 		switch name {
 		case ":":
 			beats++
 		case "event: agent":
-			got = append(got, parseLine([]byte(data)).Type)
+			got = append(got, fields.Type)
 		case "event: response":
-			json.Unmarshal([]byte(data), &response)
-			got = append(got, "response "+response.Result)
+			got = append(got, "response "+fields.Result)
 		default:
 			got = append(got, name+" "+data)
 		}
 	}
-	want := []string{`event: queued {"position":2}`, `event: queued {"position":1}`, "system", "assistant", "assistant", "assistant", "result", "response streamed"}
+	want := []string{`event: queued {"position":2}`, `event: queued {"position":1}`,
+		"system", "assistant", "assistant", "assistant", "result", "response streamed"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
@@ -89,20 +89,28 @@ func TestHeartbeatsKeepAWaitingClient(t *testing.T) {
 	}
 }
 
-// However soon the next heartbeat is due.
-func TestNothingFollowsTheResponse(t *testing.T) {
+// However soon the next heartbeat is due: here at the same moment.
+func TestHeartbeatsComeBeforeTheResponseAndNothingAfterIt(t *testing.T) {
 	t.Parallel()
-	s := newServer(&config{Heartbeat: time.Millisecond}, nil)
-	for accept, end := range map[string]string{"application/json": "{}\n", "text/event-stream": "event: response\ndata: {}\n\n"} {
-		w, r, events := httptest.NewRecorder(), httptest.NewRequest("POST", "/command", nil), make(chan event)
-		r.Header.Set("Accept", accept)
-		go func() {
-			time.Sleep(10 * time.Millisecond)
-			events <- event{"response", []byte("{}")}
-		}()
-		s.reply(w, r, events) // returns, although events stays open
-		if body := w.Body.String(); !strings.HasSuffix(body, end) || len(body) < len(end)+5 {
-			t.Errorf("%s: after some heartbeats %q is not the end: %q", accept, end, body)
-		}
+	for _, form := range []struct{ accept, beat, end string }{
+		{"application/json", "\n", "{}\n"},
+		{"text/event-stream", ":\n\n", "event: response\ndata: {}\n\n"},
+	} {
+		t.Run(form.accept, func(t *testing.T) {
+			for range 100 { // as the order of what comes at one moment is random
+				synctest.Test(t, func(t *testing.T) {
+					response := make(chan string)
+					go func() {
+						time.Sleep(10 * time.Second)
+						response <- "{}"
+					}()
+					got := replyTo(form.accept, time.Second, response)
+					nine := strings.Repeat(form.beat, 9) + form.end
+					if got != nine && got != form.beat+nine {
+						t.Errorf("the client was sent %q, want %q, or another heartbeat first", got, nine)
+					}
+				})
+			}
+		})
 	}
 }

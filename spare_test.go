@@ -1,8 +1,6 @@
 package main
 
 import (
-	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -30,7 +28,7 @@ func startWarmCommand(t testing.TB, cmd *exec.Cmd) *testServer {
 		t.Fatal(err)
 	}
 	s := startCommand(t, cmd)
-	s.sparePID()
+	s.spare()
 	return s
 }
 
@@ -40,9 +38,8 @@ func (s *testServer) starts() []string {
 	return strings.Fields(string(data))
 }
 
-// sparePID waits for a spare that reads its stdin and returns its pid: it is
-// the server's one child.
-func (s *testServer) sparePID() (pid int) {
+// spare waits for a spare that reads its stdin: it is the server's one child.
+func (s *testServer) spare() (p process) {
 	s.t.Helper()
 	eventually(s.t, "a spare waits", func() bool {
 		_, state := s.state()
@@ -50,31 +47,17 @@ func (s *testServer) sparePID() (pid int) {
 		if state["warm"] != "waiting" || len(children) != 1 {
 			return false
 		}
-		pid = children[0]
-		return slices.Contains(s.starts(), strconv.Itoa(pid))
+		p = identify(children[0])
+		return p.lives() && slices.Contains(s.starts(), strconv.Itoa(p.pid))
 	})
-	return pid
+	return p
 }
 
-// whoAnswers sends a command and returns the pid of the agent that answered.
-func (s *testServer) whoAnswers(session string) int {
+// whoAnswers sends a command and returns the agent that answered.
+func (s *testServer) whoAnswers(session string) process {
 	s.t.Helper()
-	body := map[string]string{"command": "describes-itself"}
-	if session != "" {
-		body["session_id"] = session
-	}
-	data, _ := json.Marshal(body)
-	_, text, err := s.send(context.Background(), "POST", "/command", string(data), "Content-Type", "application/json")
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	var a answer
-	var got struct{ PID int }
-	json.Unmarshal([]byte(text), &a)
-	if err := json.Unmarshal([]byte(a.Result), &got); err != nil {
-		s.t.Fatal(err, text)
-	}
-	return got.PID
+	d := s.describe(session)
+	return process{d.PID, d.Started}
 }
 
 // put makes a file in the workspace, which tells the hostile claude how to be.
@@ -88,19 +71,18 @@ func (s *testServer) put(name string) (path string) {
 }
 
 // replaceSpare makes the server start another spare, by one command.
-func (s *testServer) replaceSpare() int {
+func (s *testServer) replaceSpare() process {
 	s.t.Helper()
 	s.ask("hello")
-	return s.sparePID()
+	return s.spare()
 }
 
 func TestTheSpareAnswersTheNextCommand(t *testing.T) {
 	t.Parallel()
 	s := startWarm(t)
 	for range 3 {
-		spare := s.sparePID()
-		if diff := cmp.Diff(spare, s.whoAnswers("")); diff != "" {
-			t.Errorf("pid of the agent (-spare +answered):\n%s", diff)
+		if spare, got := s.spare(), s.whoAnswers(""); got != spare {
+			t.Errorf("the spare was %v, %v answered", spare, got)
 		}
 	}
 	cold := startServer(t) // the control: there is none to answer
@@ -114,7 +96,7 @@ func TestTheSpareAnswersTheNextCommand(t *testing.T) {
 
 // After a command in a conversation, the spare waits for that conversation;
 // after one in none, for a new one. Another request starts cold.
-func TestWhatTheSpareWaitsFor(t *testing.T) {
+func TestTheSpareWaitsForTheLastConversation(t *testing.T) {
 	t.Parallel()
 	s := startWarm(t)
 	steps := []struct {
@@ -131,12 +113,15 @@ func TestWhatTheSpareWaitsFor(t *testing.T) {
 		{"is not expected again", "", true},
 	}
 	for _, step := range steps {
-		spare := s.sparePID()
+		spare := s.spare()
+		if !spare.lives() { // the control of the look below
+			t.Errorf("%s: the spare is gone before it is asked", step.name)
+		}
 		got := s.whoAnswers(step.session)
 		if (got == spare) != step.hit {
-			t.Errorf("%s: the spare was %d, %d answered", step.name, spare, got)
+			t.Errorf("%s: the spare was %v, %v answered", step.name, spare, got)
 		}
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", spare)); err == nil {
+		if spare.lives() {
 			t.Errorf("%s: the spare still lives", step.name)
 		}
 	}
@@ -144,21 +129,29 @@ func TestWhatTheSpareWaitsFor(t *testing.T) {
 
 // Never worse than without one: whatever a spare does while it waits, the next
 // command is answered as ever, and no prompt is read twice.
-func TestASpareThatMisbehaves(t *testing.T) {
+func TestASpareThatMisbehavesIsNoWorseThanNone(t *testing.T) {
 	t.Parallel()
+	const once, success = "hello\n", "success"
+	long := "hello " + strings.Repeat("x", 200_000) // more than a pipe holds
 	tests := []struct {
 		name, file, command string
 		status, result      string
-		prompts             string // how often they were read
+		prompts             string // that were read
 	}{
-		{"it ended while idle", "exits-at-start-once", "hello", "success", "hello", "hello\n"},
-		{"it ignores signals while idle", "ignores-signals-while-idle-once", "hello", "success", "hello", "hello\n"},
-		{"it spoke before it was asked", "speaks-before-it-is-asked-once", "hello", "success", "hello", "hello\n"},
-		{"it dies on the prompt, unread", "dies-on-the-prompt-unread-once", "hello", "success", "hello", "hello\n"},
-		{"it dies on half of a long prompt", "dies-on-half-the-prompt-once", "hello " + strings.Repeat("x", 200_000), "success", "hello", "hello " + strings.Repeat("x", 200_000) + "\n"},
-		{"it never reads the prompt", "never-reads-once", "hello", "success", "hello", "hello\n"},
-		{"it never reads a prompt that fills the pipe", "never-reads-once", "hello " + strings.Repeat("x", 200_000), "success", "hello", "hello " + strings.Repeat("x", 200_000) + "\n"},
-		{"it dies after it read the prompt: that is no second try", "", "exits", "failed", "", "exits\n"},
+		{"it ended while idle", "exits-at-start-once", "hello", success, "hello", once},
+		{"it ignores signals while idle", "ignores-signals-while-idle-once", "hello",
+			success, "hello", once},
+		{"it spoke before it was asked", "speaks-before-it-is-asked-once", "hello",
+			success, "hello", once},
+		{"it dies on the prompt, unread", "dies-on-the-prompt-unread-once", "hello",
+			success, "hello", once},
+		{"it dies on half of a long prompt", "dies-on-half-the-prompt-once", long,
+			success, "hello", long + "\n"},
+		{"it never reads the prompt", "never-reads-once", "hello", success, "hello", once},
+		{"it never reads a prompt that fills the pipe", "never-reads-once", long,
+			success, "hello", long + "\n"},
+		{"it dies after it read the prompt: that is no second try", "", "exits",
+			"failed", "", "exits\n"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -186,14 +179,17 @@ func TestASpareThatMisbehaves(t *testing.T) {
 	}
 }
 
-// A spare that fails to start is tried after each command and once a minute.
-func TestASpareThatFailsDoesNotSpin(t *testing.T) {
+// It is tried after each command and once a minute.
+func TestASpareThatFailsToStartDoesNotSpin(t *testing.T) {
 	t.Parallel()
 	s := startWarm(t)
 	before := len(s.starts())
 	s.put("exits-at-start")
 	s.ask("hello") // by the spare that was well
-	eventually(t, "healthz says how it ended", func() bool { _, state := s.state(); return state["warm"] == "exit status 7" })
+	eventually(t, "healthz says how it ended", func() bool {
+		_, state := s.state()
+		return state["warm"] == "exit status 7"
+	})
 	os.Remove(s.cmd.Dir + "/exits-at-start")
 	time.Sleep(3 * time.Second) // in which it must not be tried again
 	if diff := cmp.Diff(1, len(s.starts())-before); diff != "" {
@@ -202,35 +198,33 @@ func TestASpareThatFailsDoesNotSpin(t *testing.T) {
 	if got := s.ask("hello"); got.Result != "hello" {
 		t.Errorf("%+v", got)
 	}
-	if !strings.Contains(s.stderr.String(), "the waiting Claude Code ended") {
-		t.Errorf("the log doesn't say it:\n%s", s.stderr)
-	}
+	s.logged("the waiting Claude Code ended")
 }
 
-func TestTheTimeoutCountsFromThePrompt(t *testing.T) {
+func TestTheTimeoutCountsFromThePromptNotFromTheSparesStart(t *testing.T) {
 	t.Parallel()
 	s := startWarm(t, "VM_TIMEOUT=4s")
-	spare := s.sparePID()
+	spare := s.spare()
 	time.Sleep(5 * time.Second) // the spare is older than the timeout
-	if got := s.ask("sleeps 2s"); got.Status != "success" || got.DurationMS > 4000 {
-		t.Errorf("%+v", got)
+	if got := s.ask("sleeps 500ms"); got.Status != "success" || got.DurationMS > 4000 {
+		t.Errorf("%+v %+v", got, got.Error)
 	}
-	if list := childPIDs(s.cmd.Process.Pid); slices.Contains(list, spare) {
+	s.logged("warm=true") // or it was not the spare that answered
+	if spare.lives() {
 		t.Error("it was not the spare that answered")
 	}
 }
 
-func TestShutdownStopsTheSpare(t *testing.T) {
+func TestAShutdownStopsTheSpare(t *testing.T) {
 	t.Parallel()
 	s := startWarm(t)
 	s.put("ignores-signals-while-idle")
 	spare := s.replaceSpare()
 	s.cmd.Process.Signal(syscall.SIGTERM)
-	err := <-s.done
-	if s.done <- err; err != nil {
+	if err := s.wait(); err != nil {
 		t.Errorf("exit: %v", err)
 	}
-	if _, err := os.Stat(fmt.Sprintf("/proc/%d", spare)); err == nil {
+	if spare.lives() {
 		t.Error("the spare lives on")
 	}
 }
@@ -240,7 +234,7 @@ func TestEachSpareHasItsOwnPlaceholder(t *testing.T) {
 	s := startWarm(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://127.0.0.1:1")
 	seen := map[string]bool{}
 	for range 3 {
-		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.sparePID()))
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", s.spare().pid))
 		if err != nil {
 			t.Fatal(err)
 		}

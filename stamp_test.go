@@ -11,72 +11,73 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestAStaleSpareIsReplaced(t *testing.T) {
+func TestASpareThatReadSomethingElseIsReplaced(t *testing.T) {
 	t.Parallel()
-	mcp, elsewhere := t.TempDir()+"/mcp.json", t.TempDir()
-	write := func(path, text string) func(*testServer) {
-		return func(s *testServer) {
-			path := strings.Replace(path, "$PWD", s.cmd.Dir, 1)
-			os.MkdirAll(filepath.Dir(path), 0o755)
-			if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	write(mcp, "{}")(&testServer{cmd: serverCommand(t)})
 	tests := []struct {
-		name   string
-		change func(*testServer)
-		stale  bool
+		name, path string // what is written: $WORKSPACE, $MCP and $OWN stand for places
+		stale      bool
 	}{
-		{"nothing changed", func(*testServer) {}, false},
-		{"a file of the workspace changed", write("$PWD/main.c", "int main;"), false},
-		{"the MCP configuration changed", write(mcp, "{ }"), true},
-		{"an MCP server of the workspace was added", write("$PWD/.mcp.json", "{}"), true},
-		{"the user's settings changed", write("$PWD/.claude/settings.json", "{}"), true},
-		{"a command deep in a folder was added", write("$PWD/.claude/commands/a/b/c.md", ""), true},
-		{"a CLAUDE.md was added above the workspace", func(s *testServer) { write(filepath.Dir(s.cmd.Dir)+"/CLAUDE.md", "")(s) }, true},
-		{"a CLAUDE.md of the user's configuration elsewhere changed", write(elsewhere+"/CLAUDE.md", "changed"), true},
-		{"the workspace's own settings changed", write("$PWD/.claude/settings.local.json", "{}"), true},
+		{"nothing changed", "", false},
+		{"a file of the workspace changed", "$WORKSPACE/main.c", false},
+		{"the MCP configuration changed", "$MCP", true},
+		{"an MCP server of the workspace was added", "$WORKSPACE/.mcp.json", true},
+		{"the workspace's settings changed", "$WORKSPACE/.claude/settings.json", true},
+		{"the workspace's local settings changed", "$WORKSPACE/.claude/settings.local.json", true},
+		{"a command deep in a folder was added", "$WORKSPACE/.claude/commands/a/b/c.md", true},
+		{"a CLAUDE.md was added above the workspace", "$WORKSPACE/../CLAUDE.md", true},
+		{"a CLAUDE.md of the user's configuration elsewhere changed", "$OWN/CLAUDE.md", true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			cmd := serverCommand(t, "VM_WARM=true", "VM_MCP_CONFIG="+mcp, "CLAUDE_CONFIG_DIR="+elsewhere)
+			t.Parallel()
+			mcp, own := t.TempDir()+"/mcp.json", t.TempDir()
+			if err := os.WriteFile(mcp, []byte("{}"), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			cmd := serverCommand(t, "VM_WARM=true", "VM_MCP_CONFIG="+mcp, "CLAUDE_CONFIG_DIR="+own)
 			cmd.Dir += "/odd [name"
 			if err := os.Mkdir(cmd.Dir, 0o755); err != nil {
 				t.Fatal(err)
 			}
 			s := startWarmCommand(t, cmd)
-			spare := s.sparePID()
-			test.change(s)
+			spare := s.spare()
+			places := strings.NewReplacer("$WORKSPACE", cmd.Dir, "$MCP", mcp, "$OWN", own)
+			if path := places.Replace(test.path); path != "" {
+				os.MkdirAll(filepath.Dir(path), 0o755)
+				if err := os.WriteFile(path, []byte("{ }"), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
 			if got := s.whoAnswers(""); (got != spare) != test.stale {
-				t.Errorf("the spare was %d, %d answered", spare, got)
+				t.Errorf("the spare was %v, %v answered", spare, got)
 			}
 		})
 	}
-	t.Run("it is old", func(t *testing.T) {
-		s := startWarm(t, "TEST_SERVER=short lives")
-		eventually(t, "it is too old to answer", func() bool {
-			spare := s.sparePID()
-			time.Sleep(1100 * time.Millisecond) // its life is a second here
-			return s.whoAnswers("") != spare
-		})
+}
+
+func TestAnOldSpareIsReplaced(t *testing.T) {
+	t.Parallel()
+	s := startWarm(t, "TEST_SERVER=short lives")
+	eventually(t, "it is too old to answer", func() bool {
+		spare := s.spare()
+		time.Sleep(1100 * time.Millisecond) // its life is a second here
+		return s.whoAnswers("") != spare
 	})
 }
 
-// What the server keeps of the files that a spare read is bounded, as the agent
-// may make any number of them.
-func TestAnyNumberOfAgentFiles(t *testing.T) {
+// The agent may make any number of them.
+func TestWhatIsKeptOfTheFilesThatASpareReadIsBounded(t *testing.T) {
 	t.Parallel()
-	s := newServer(&config{Workspace: t.TempDir(), Warm: true, home: t.TempDir()}, nil)
-	size := []int{len(strings.Split(s.settings(), "\n"))}
-	os.MkdirAll(s.cfg.Workspace+"/.claude/agents", 0o755)
+	workspace, home := t.TempDir(), t.TempDir()
+	size := []int{len(stampOf(workspace, home))}
+	os.MkdirAll(workspace+"/.claude/agents", 0o755)
 	for i := range 1500 {
-		if err := os.WriteFile(fmt.Sprintf("%s/.claude/agents/%d.md", s.cfg.Workspace, i), nil, 0o644); err != nil {
+		path := fmt.Sprintf("%s/.claude/agents/%d.md", workspace, i)
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
 		if i == 499 || i == 1499 {
-			size = append(size, len(strings.Split(s.settings(), "\n"))-size[0])
+			size = append(size, len(stampOf(workspace, home))-size[0])
 		}
 	}
 	if diff := cmp.Diff([]int{501, 1000}, size[1:]); diff != "" { // the directory is one more

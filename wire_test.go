@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -40,7 +38,7 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 	s := startServer(t, "VM_TOKEN=correct", "VM_WORKSPACE="+workspace)
 	tests := []struct {
 		name, text string
-		want       string // status codes; in the end a request for health is answered, or the connection closed
+		want       string // status codes, and whether a request for health is answered in the end
 		run        int    // commands
 	}{
 		{"one request", request, "200 healthy", 1},
@@ -104,15 +102,11 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 		{"a target with a space", with("/command", "/command HTTP/1.1 x"), "400 closed", 0},
 	}
 	var before resources
-	s.cmd.Process.Signal(syscall.SIGUSR2) // so that an ordinary user's test may count descriptors
+	s.countable()
 	for i, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			ran, _ := os.ReadFile(workspace + "/ran")
-			connection, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer connection.Close()
+			connection := s.dial(t)
 			connection.SetDeadline(time.Now().Add(20 * time.Second))
 			go io.WriteString(connection, test.text+health)
 			got, in := "", bufio.NewReader(connection)
@@ -147,8 +141,5 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 			before = s.resources()
 		}
 	}
-	eventually(t, "descriptors and goroutines are back", func() bool {
-		after := s.resources()
-		return after.descriptors <= before.descriptors && after.goroutines <= before.goroutines
-	})
+	s.back(before, 0)
 }

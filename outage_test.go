@@ -4,10 +4,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func TestTheCLIIsStoppedFromOutside(t *testing.T) {
+func TestACLIThatIsStoppedFromOutsideGoesOnOrTimesOut(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name, timeout, want string
@@ -33,10 +34,10 @@ func TestTheCLIIsStoppedFromOutside(t *testing.T) {
 			s.background(context.Background(), "waits-for-its-child "+marker, outcomes)
 			child, cli := s.running(marker)
 			syscall.Kill(cli, syscall.SIGSTOP)
-			eventually(t, "it is stopped", func() bool { return strings.HasPrefix(procStatus(cli, "State"), "T") })
-			if test.wakes { // else it has nothing to answer when the stop ladder wakes it
+			becomes(t, cli, "T") // stopped
+			if test.wakes {      // else it has nothing to answer when the stop ladder wakes it
 				syscall.Kill(child, syscall.SIGKILL)
-				eventually(t, "its child waits to be reaped", func() bool { return strings.HasPrefix(procStatus(child, "State"), "Z") })
+				becomes(t, child, "Z") // waiting to be reaped
 				syscall.Kill(cli, syscall.SIGCONT)
 			}
 			if diff := cmp.Diff(test.want, inShort((<-outcomes).answer)); diff != "" {
@@ -47,9 +48,17 @@ func TestTheCLIIsStoppedFromOutside(t *testing.T) {
 	}
 }
 
+// becomes waits until a process is in a state of proc_pid_status(5).
+func becomes(t testing.TB, pid int, state string) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%d is in state %s", pid, state), func() bool {
+		return strings.HasPrefix(procStatus(pid, "State"), state)
+	})
+}
+
 // A suspended machine stops all; CLOCK_MONOTONIC, which Go's timers follow,
 // stands still then, but a paused container's goes on, as here.
-func TestTheServerIsSuspended(t *testing.T) {
+func TestASuspendedServerAnswersAndGoesOn(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name, command string
@@ -84,9 +93,7 @@ func TestTheServerIsSuspended(t *testing.T) {
 			if got := inShort(o.answer); o.err != nil || !slices.Contains(test.want, got) {
 				t.Errorf("answer %q, want one of %q; %+v", got, test.want, o)
 			}
-			if list := marked(t, marker); len(list) > 0 {
-				t.Errorf("processes are left:\n%s", strings.Join(list, "\n"))
-			}
+			nothingLeft(t, marker)
 			s.goesOn()
 		})
 	}
@@ -94,15 +101,16 @@ func TestTheServerIsSuspended(t *testing.T) {
 
 // No test can set the clock of one process. What it can: start the server where
 // CLOCK_MONOTONIC, which Go's timers follow, is 95 years on.
-func TestTheClockIsAnother(t *testing.T) {
+func TestTheTimeoutHoldsWhereTheClockIsAnother(t *testing.T) {
 	t.Parallel()
-	unshare := []string{"unshare", "--time", "--monotonic", "3000000000", "--boottime", "3000000000", "--"}
-	if output, err := exec.Command("unshare", append(unshare[1:], "true")...).CombinedOutput(); err != nil {
-		t.Skipf("needs root and a kernel with time namespaces: %s", output)
+	const on = "3000000000"
+	unshare := []string{"unshare", "--time", "--monotonic", on, "--boottime", on, "--"}
+	try := exec.Command(unshare[0], append(unshare[1:], "true")...)
+	if output, err := try.CombinedOutput(); err != nil {
+		missing(t, string(output), "needs root and a kernel with time namespaces")
 	}
 	cmd := serverCommand(t, "VM_TIMEOUT=3s")
-	cmd.Args = append(unshare, cmd.Path)
-	cmd.Path = lookPath(t, "unshare")
+	below(t, cmd, unshare...)
 	s := startCommand(t, cmd)
 	here, _ := os.Readlink("/proc/self/ns/time")
 	there, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/time", s.cmd.Process.Pid))
@@ -119,56 +127,40 @@ func TestTheClockIsAnother(t *testing.T) {
 	}
 }
 
-// startLogging starts a server whose stderr the test reads from log.
-func startLogging(t testing.TB, cmd *exec.Cmd) (s *testServer, log *os.File) {
-	t.Helper()
-	log, write, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s = &testServer{t: t, cmd: cmd, stderr: &syncBuffer{}, done: make(chan error, 1)}
-	cmd.Stderr = write
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	write.Close()
-	go func() { s.done <- cmd.Wait() }()
-	t.Cleanup(s.stop)
-	for lines := bufio.NewScanner(log); s.url == "" && lines.Scan(); {
-		if _, rest, found := strings.Cut(lines.Text(), "msg=listening addr="); found {
-			addr, _, _ := strings.Cut(rest, " ")
-			s.url = "http://" + addr
-		}
-	}
-	return s, log
-}
-
-func TestNobodyReadsTheLog(t *testing.T) {
+func TestAServerWhoseLogNobodyReadsGoesOn(t *testing.T) {
 	t.Parallel()
 	t.Run("it was closed at the start", func(t *testing.T) {
 		t.Parallel()
-		listener, err := net.Listen("tcp", "127.0.0.1:0") // only the log would tell a free port
-		if err != nil {
-			t.Fatal(err)
-		}
-		addr := listener.Addr().String()
-		listener.Close()
-		cmd := serverCommand(t, "VM_ADDR="+addr)
-		cmd.Args = []string{"sh", "-c", `exec "$0" 2>&-`, cmd.Path}
-		cmd.Path = lookPath(t, "sh")
-		s := &testServer{t: t, cmd: cmd, url: "http://" + addr, stderr: &syncBuffer{}, done: make(chan error, 1)}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		go func() { s.done <- cmd.Wait() }()
-		t.Cleanup(s.stop)
-		eventually(t, "the server listens", func() bool { status, _ := s.state(); return status == 200 })
+		cmd := serverCommand(t)
+		below(t, cmd, "sh", "-c", `exec "$0" 2>&-`)
+		s := &testServer{stderr: &syncBuffer{}}
+		s.launch(t, cmd)
+		eventually(t, "the server listens", func() bool {
+			pid := cmd.Process.Pid
+			caught, _ := strconv.ParseUint(procStatus(pid, "SigCgt"), 16, 64)
+			if caught>>(syscall.SIGUSR2-1)&1 == 1 { // which would end the shell
+				s.countable()
+				s.url = listeningSocket(pid)
+			}
+			return s.url != ""
+		})
 		s.goesOn()
 		s.goesOn()
 	})
 	t.Run("its reader went away", func(t *testing.T) {
 		t.Parallel()
-		s, log := startLogging(t, serverCommand(t))
+		log, write, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd := serverCommand(t)
+		cmd.Stderr = write
+		s := &testServer{stderr: &syncBuffer{}}
+		s.launch(t, cmd)
+		write.Close()
+		for lines := bufio.NewScanner(log); s.url == "" && lines.Scan(); {
+			s.url = listening(lines.Text())
+		}
 		s.goesOn()
 		log.Close()
 		for range 3 {
@@ -177,22 +169,44 @@ func TestNobodyReadsTheLog(t *testing.T) {
 	})
 }
 
+// listeningSocket finds the URL of the loopback port that a process listens on,
+// where no log tells it: proc_pid_net(5).
+func listeningSocket(pid int) (url string) {
+	own := map[string]bool{}
+	descriptors, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+	for _, path := range descriptors {
+		target, _ := os.Readlink(path)
+		own[target] = true
+	}
+	table, _ := os.ReadFile("/proc/net/tcp")
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if len(fields) < 10 || fields[3] != "0A" || !own["socket:["+fields[9]+"]"] { // listens
+			continue
+		}
+		_, port, _ := strings.Cut(fields[1], ":")
+		number, _ := strconv.ParseUint(port, 16, 16)
+		return fmt.Sprintf("http://127.0.0.1:%d", number)
+	}
+	return ""
+}
+
 // The kernel ends all processes of a pid namespace with its PID 1, as of a
 // container with the server. Elsewhere what a killed server ran lives on.
-func TestTheServerIsKilled(t *testing.T) {
+func TestAKilledServerTakesItsCommandAlongAsPID1Alone(t *testing.T) {
 	t.Parallel()
 	for _, test := range []struct {
 		name string
 		pid1 bool
-	}{{"as PID 1 nothing survives it", true}, {"elsewhere its command does, which is the control", false}} {
+	}{
+		{"as PID 1 nothing survives it", true},
+		{"elsewhere its command does, which is the control", false},
+	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			cmd := serverCommand(t)
-			if test.pid1 && os.Getuid() != 0 {
-				t.Skip("needs root, to become PID 1")
-			} else if test.pid1 {
-				cmd.Env = append(cmd.Env, "TEST_MOUNT_PROC=1")
-				cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
+			if test.pid1 {
+				asPID1(t, cmd)
 			}
 			s := startCommand(t, cmd)
 			marker := newMarker()
