@@ -54,7 +54,7 @@ func TestNodesFetchWaitsForACommandThatHeartbeats(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			got := fetchInNode(t, test.heartbeat, "sleeps 9s", "3000")
+			got := fetchInNode(t, test.heartbeat, "sleeps 7s", "3000")
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("what fetch said (-want +got):\n%s", diff)
 			}
@@ -86,8 +86,8 @@ func TestNginxWaitsForACommandThatHeartbeats(t *testing.T) {
 		name, heartbeat, accept, want string
 		status                        int
 	}{
-		{"JSON with heartbeats", "1s", "application/json", `"status":"success"`, 200},
-		{"a stream with heartbeats", "1s", "text/event-stream", `"status":"success"`, 200},
+		{"JSON with heartbeats", "300ms", "application/json", `"status":"success"`, 200},
+		{"a stream with heartbeats", "300ms", "text/event-stream", `"status":"success"`, 200},
 		{"the control without heartbeats", "0", "application/json", "504 Gateway", 504},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -107,7 +107,7 @@ http {
 	server {
 		listen unix:%[1]s/socket;
 		location / {
-			proxy_pass %[2]s; proxy_read_timeout 5s;
+			proxy_pass %[2]s; proxy_read_timeout 3s;
 			proxy_http_version 1.1; proxy_set_header Host localhost;
 		}
 	}
@@ -138,7 +138,7 @@ http {
 			})
 			client := &http.Client{Transport: &http.Transport{DialContext: dial}}
 			request, _ := http.NewRequest("POST", "http://localhost/command",
-				strings.NewReader(`{"command":"sleeps 11s"}`))
+				strings.NewReader(`{"command":"sleeps 7s"}`))
 			request.Header.Set("Content-Type", "application/json")
 			request.Header.Set("Accept", test.accept)
 			response, err := client.Do(request)

@@ -254,6 +254,16 @@ func (s *testServer) logged(text string) {
 	})
 }
 
+// put makes a file in the workspace, which tells the hostile claude how to be.
+func (s *testServer) put(name string) (path string) {
+	s.t.Helper()
+	path = s.cmd.Dir + "/" + name
+	if err := os.WriteFile(path, nil, 0o666); err != nil {
+		s.t.Fatal(err)
+	}
+	return path
+}
+
 // outcome is what became of a request that a test sent in the background.
 type outcome struct {
 	name   string

@@ -188,6 +188,10 @@ func hostileClaude() {
 	case "sleeps":
 		duration, _ := time.ParseDuration(marker)
 		time.Sleep(duration)
+	case "waits-to-go": // until a test makes that file
+		for _, err := os.Stat("go"); err != nil; _, err = os.Stat("go") {
+			time.Sleep(5 * time.Millisecond)
+		}
 	case "emits":
 		count, _ := strconv.Atoi(marker)
 		out := bufio.NewWriterSize(os.Stdout, 1<<20)

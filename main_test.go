@@ -90,8 +90,8 @@ func TestAShutdownAnswersEveryCommand(t *testing.T) {
 		signals              int
 		want                 map[string]string // status and code of each answer
 	}{
-		{"the running command may end, the waiting one is told", "sleeps 4s", "20s", 1,
-			map[string]string{"sleeps 4s": "success", "queued": canceled}},
+		{"the running command may end, the waiting one is told", "waits-to-go", "20s", 1,
+			map[string]string{"waits-to-go": "success", "queued": canceled}},
 		{"after the grace the running command is stopped", "waits", "3s", 1,
 			map[string]string{"waits": canceled, "queued": canceled}},
 		{"a second signal stops it at once", "waits", "1h", 2,
@@ -117,6 +117,7 @@ func TestAShutdownAnswersEveryCommand(t *testing.T) {
 					t.Errorf("a late command: %v %q %v", response, body, err)
 				}
 			}
+			s.put("go")
 			got := map[string]string{}
 			for range 2 {
 				o := <-outcomes

@@ -13,16 +13,19 @@ import (
 
 func TestAStreamTellsThePlacesTheLinesAndTheAnswer(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_HEARTBEAT=100ms")
+	s := startServer(t, "VM_HEARTBEAT=50ms")
 	outcomes := make(chan outcome, 3)
-	s.background(context.Background(), "sleeps 4s", outcomes)
+	s.background(context.Background(), "waits-to-go", outcomes)
 	s.queued(0)
-	s.background(context.Background(), "sleeps 500ms", outcomes)
+	s.background(context.Background(), "sleeps 2s", outcomes)
 	s.queued(1)
 	s.background(context.Background(), "streamed", outcomes, "Accept", "text/event-stream")
-	<-outcomes
-	<-outcomes
-	o := <-outcomes
+	s.queued(2)
+	s.put("go")
+	var o outcome
+	for o.name != "streamed" {
+		o = <-outcomes
+	}
 	var got []string
 	beats := 0
 	for event := range strings.SplitSeq(strings.TrimSuffix(o.body, "\n\n"), "\n\n") {

@@ -60,16 +60,6 @@ func (s *testServer) whoAnswers(session string) process {
 	return process{d.PID, d.Started}
 }
 
-// put makes a file in the workspace, which tells the hostile claude how to be.
-func (s *testServer) put(name string) (path string) {
-	s.t.Helper()
-	path = s.cmd.Dir + "/" + name
-	if err := os.WriteFile(path, nil, 0o666); err != nil {
-		s.t.Fatal(err)
-	}
-	return path
-}
-
 // replaceSpare makes the server start another spare, by one command.
 func (s *testServer) replaceSpare() process {
 	s.t.Helper()
