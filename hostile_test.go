@@ -23,10 +23,7 @@ func hostileClaude() {
 	line, _ := bufio.NewReaderSize(os.Stdin, 64<<10).ReadString('\n')
 	var input struct{ Message struct{ Content string } }
 	json.Unmarshal([]byte(line), &input)
-	if file, err := os.OpenFile("prompts", os.O_APPEND|os.O_WRONLY, 0); err == nil { // where a test counts them
-		file.WriteString(input.Message.Content + "\n")
-		file.Close()
-	}
+	noteIn("prompts", input.Message.Content)
 	behaviour, marker, _ := strings.Cut(input.Message.Content, " ")
 	switch behaviour {
 	case "says-nothing":
@@ -34,7 +31,7 @@ func hostileClaude() {
 	case "real":
 		becomeRealClaude(marker)
 	}
-	emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `","mcp_servers":[{"name":"playwright","status":"connected"}]}`)
+	beginTurn()
 	switch behaviour {
 	case "holds-stdout":
 		spawn(marker, false, "sleep")
@@ -82,7 +79,8 @@ func hostileClaude() {
 		signal.Notify(interrupted, syscall.SIGINT)
 		say("half of it")
 		<-interrupted
-		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":7,"total_cost_usd":0.5,"session_id":"` + testSession + `"}`)
+		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":7,` +
+			`"total_cost_usd":0.5,"session_id":"` + testSession + `"}`)
 		return
 	case "closes-stdout":
 		os.Stdout.Close()
@@ -113,7 +111,7 @@ func hostileClaude() {
 		return
 	case "takes-another-turn":
 		result("first")
-		emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `","mcp_servers":[{"name":"playwright","status":"connected"}]}`)
+		beginTurn()
 		time.Sleep(time.Second) // longer than the exit grace of the tests
 		result("second")
 		return
@@ -130,7 +128,8 @@ func hostileClaude() {
 		out.WriteString("\n")
 		out.Flush()
 	case "writes-garbage":
-		os.Stdout.WriteString("not JSON\n{\"type\":\n\x00\xff\xfe\n[1,2]\n42\nnull\n\n{\"type\":7}\n{\"type\":\"assistant\",\"message\":\"of another type\"}\n")
+		os.Stdout.WriteString("not JSON\n{\"type\":\n\x00\xff\xfe\n[1,2]\n42\nnull\n\n{\"type\":7}\n")
+		emit(`{"type":"assistant","message":"of another type"}`)
 	case "fills-stderr":
 		for range 1 << 12 {
 			os.Stderr.WriteString(strings.Repeat("e", 1<<10))
@@ -139,25 +138,29 @@ func hostileClaude() {
 		os.Exit(1)
 	case "key-refused":
 		for i := range 11 {
-			emit(fmt.Sprintf(`{"type":"system","subtype":"api_retry","attempt":%d,"error_status":401,"error":"authentication_failed"}`, i+1))
+			emit(fmt.Sprintf(`{"type":"system","subtype":"api_retry","attempt":%d,`+
+				`"error_status":401,"error":"authentication_failed"}`, i+1))
 			time.Sleep(50 * time.Millisecond)
 		}
 		time.Sleep(time.Hour)
 	case "not-logged-in":
-		emit(`{"type":"assistant","error":"authentication_failed","message":{"content":[{"type":"text","text":"Not logged in"}]}}`)
+		emit(`{"type":"assistant","error":"authentication_failed",` +
+			`"message":{"content":[{"type":"text","text":"Not logged in"}]}}`)
 		emit(`{"type":"result","subtype":"success","is_error":true,"result":"Not logged in"}`)
 		os.Exit(1)
 	case "reports-an-error":
 		emit(`{"type":"result","subtype":"success","is_error":true,"result":"API Error: 529 overloaded"}`)
 		os.Exit(1)
 	case "unknown-session":
-		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,"errors":["No conversation found with session ID: x"]}`)
+		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,` +
+			`"errors":["No conversation found with session ID: x"]}`)
 		os.Exit(1)
 	case "describes-itself":
 		directory, _ := os.Getwd()
 		group, _ := syscall.Getpgid(0)
-		data, _ := json.Marshal(map[string]any{"args": os.Args[1:], "env": os.Environ(), "dir": directory, "leads": group == os.Getpid(),
-			"uid": os.Getuid(), "gid": os.Getgid(), "pid": os.Getpid()})
+		me := identify(os.Getpid())
+		data, _ := json.Marshal(selfDescription{os.Args[1:], os.Environ(), directory,
+			group == me.pid, os.Getuid(), me.pid, me.started})
 		result(string(data))
 		return
 	case "one-large-line":
@@ -177,7 +180,8 @@ func hostileClaude() {
 		result(strings.Join(seen, ", "))
 		return
 	case "boasts":
-		emit(`{"type":"system","subtype":"init","claude_code_version":"` + strings.Repeat("9", 1<<20) + `"}`)
+		version := strings.Repeat("9", 1<<20)
+		emit(`{"type":"system","subtype":"init","claude_code_version":"` + version + `"}`)
 	case "opens-its-terminal":
 		if _, err := os.OpenFile("/dev/tty", os.O_RDWR, 0); err != nil {
 			result(err.Error())
@@ -195,6 +199,10 @@ func hostileClaude() {
 	case "sleeps":
 		duration, _ := time.ParseDuration(marker)
 		time.Sleep(duration)
+	case "waits-to-go": // until a test makes that file
+		for _, err := os.Stat("go"); err != nil; _, err = os.Stat("go") {
+			time.Sleep(5 * time.Millisecond)
+		}
 	case "emits":
 		count, _ := strconv.Atoi(marker)
 		out := bufio.NewWriterSize(os.Stdout, 1<<20)
@@ -221,7 +229,8 @@ func hostileClaude() {
 		say(string(make([]byte, 1<<30)))
 	}
 	say("a subagent's words are not the agent's") // told apart by their parent
-	emit(`{"type":"assistant","parent_tool_use_id":"toolu_1","message":{"content":[{"type":"text","text":"subagent"}]}}`)
+	emit(`{"type":"assistant","parent_tool_use_id":"toolu_1",` +
+		`"message":{"content":[{"type":"text","text":"subagent"}]}}`)
 	say(behaviour)
 	result(behaviour)
 }
@@ -233,10 +242,7 @@ func misbehaveWhileIdle() {
 		_, err := os.Stat(name)
 		return err == nil || os.Remove(name+"-once") == nil
 	}
-	if file, err := os.OpenFile("starts", os.O_APPEND|os.O_WRONLY, 0); err == nil { // where a test looks for them
-		fmt.Fprintln(file, os.Getpid())
-		file.Close()
-	}
+	noteIn("starts", strconv.Itoa(os.Getpid()))
 	switch {
 	case there("exits-at-start"):
 		os.Exit(7)
@@ -256,6 +262,14 @@ func misbehaveWhileIdle() {
 	}
 }
 
+// noteIn adds a line to a file, where a test that looks for it has made one.
+func noteIn(name, line string) {
+	if file, err := os.OpenFile(name, os.O_APPEND|os.O_WRONLY, 0); err == nil {
+		file.WriteString(line + "\n")
+		file.Close()
+	}
+}
+
 // waitForInput returns when there is something to read from stdin, which it
 // leaves there.
 func waitForInput() {
@@ -268,13 +282,40 @@ func waitForInput() {
 
 func emit(line string) { os.Stdout.WriteString(line + "\n") }
 
+// beginTurn is what the CLI says before each turn.
+func beginTurn() {
+	emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `",` +
+		`"mcp_servers":[{"name":"playwright","status":"connected"}]}`)
+}
+
 func say(text string) {
-	emit(`{"type":"assistant","session_id":"` + testSession + `","message":{"content":[{"type":"text","text":"` + text + `"}]}}`)
+	emit(`{"type":"assistant","session_id":"` + testSession + `",` +
+		`"message":{"content":[{"type":"text","text":"` + text + `"}]}}`)
 }
 
 func result(text string) {
 	data, _ := json.Marshal(text)
-	emit(`{"is_error":false,"result":` + string(data) + `,"num_turns":2,"total_cost_usd":0.25,"session_id":"` + testSession + `","subtype":"success","type":"result"}`)
+	emit(`{"is_error":false,"result":` + string(data) + `,"num_turns":2,"total_cost_usd":0.25,` +
+		`"session_id":"` + testSession + `","subtype":"success","type":"result"}`)
+}
+
+// becomeRealClaude executes the real CLI with the arguments of this one, and
+// the prompt as all of its input.
+func becomeRealClaude(prompt string) {
+	in, out, err := os.Pipe() // it holds 64 kB
+	if err == nil {
+		message := map[string]string{"role": "user", "content": prompt}
+		err = json.NewEncoder(out).Encode(map[string]any{"type": "user", "message": message})
+		out.Close()
+	}
+	if err == nil {
+		err = syscall.Dup3(int(in.Fd()), 0, 0)
+	}
+	if err == nil {
+		err = syscall.Exec(os.Getenv("TEST_REAL_CLAUDE"), os.Args, os.Environ())
+	}
+	fmt.Fprintln(os.Stderr, "cannot become the real CLI:", err)
+	os.Exit(9)
 }
 
 // spawn starts a descendant, which holds stdout as the CLI's tools do.
@@ -320,10 +361,14 @@ func descend(args []string) {
 		rest, _ := syscall.BytePtrFromString("rest")
 		here := -100 // AT_FDCWD
 		for range 8000 {
-			if _, _, errno := syscall.RawSyscall(syscall.SYS_FACCESSAT, uintptr(here), uintptr(unsafe.Pointer(rest)), 0); errno == 0 {
+			_, _, errno := syscall.RawSyscall(
+				syscall.SYS_FACCESSAT, uintptr(here), uintptr(unsafe.Pointer(rest)), 0)
+			if errno == 0 {
 				break
 			}
-			if pid, _, _ := syscall.RawSyscall6(syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0); pid != 0 {
+			pid, _, _ := syscall.RawSyscall6(
+				syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
+			if pid != 0 {
 				syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
 			}
 			syscall.RawSyscall(syscall.SYS_SETSID, 0, 0, 0)

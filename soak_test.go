@@ -2,19 +2,13 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,56 +16,6 @@ import (
 	"testing"
 	"time"
 )
-
-// withRealClaude returns an environment in which a prompt that begins with
-// "real " goes to the real CLI, on a scripted model that plays the rest of it.
-// tmp is where Playwright and Chromium keep their files.
-func withRealClaude(t testing.TB) (env []string, tmp string) {
-	t.Helper()
-	root, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	claude := filepath.Join(root, program(t, "node_modules/.bin/claude", "make setup"))
-	home, tmp, path := t.TempDir(), t.TempDir(), t.TempDir()+"/model"
-	if output, err := exec.Command("go", "build", "-o", path, "./e2e").CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, output)
-	}
-	model := exec.Command(path)
-	out, err := model.StdoutPipe()
-	if err == nil {
-		err = model.Start()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		model.Process.Kill()
-		model.Wait()
-	})
-	url, _ := bufio.NewReader(out).ReadString('\n')
-	return []string{"TEST_REAL_CLAUDE=" + claude, "PATH=" + filepath.Dir(claude) + ":" + os.Getenv("PATH"), "HOME=" + home, "TMPDIR=" + tmp,
-		"VM_MCP_CONFIG=" + root + "/.mcp.json", "ANTHROPIC_BASE_URL=" + strings.TrimSpace(url), "ANTHROPIC_API_KEY=dummy-key",
-		"CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"}, tmp
-}
-
-// becomeRealClaude executes the real CLI with the arguments of this one, and
-// the prompt as all of its input.
-func becomeRealClaude(prompt string) {
-	in, out, err := os.Pipe() // it holds 64 kB
-	if err == nil {
-		err = json.NewEncoder(out).Encode(map[string]any{"type": "user", "message": map[string]string{"role": "user", "content": prompt}})
-		out.Close()
-	}
-	if err == nil {
-		err = syscall.Dup3(int(in.Fd()), 0, 0)
-	}
-	if err == nil {
-		err = syscall.Exec(os.Getenv("TEST_REAL_CLAUDE"), os.Args, os.Environ())
-	}
-	fmt.Fprintln(os.Stderr, "cannot become the real CLI:", err)
-	os.Exit(9)
-}
 
 // TestSoak keeps servers under a mixed load for SOAK (default 1m) once they are
 // warm. SOAK_SEED repeats the order of a run.
@@ -81,7 +25,8 @@ func TestSoak(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("SOAK_SEED"), strconv.FormatInt(time.Now().UnixNano(), 10)), 10, 64)
+	now := strconv.FormatInt(time.Now().UnixNano(), 10)
+	seed, err := strconv.ParseUint(cmp.Or(os.Getenv("SOAK_SEED"), now), 10, 64)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -97,366 +42,36 @@ func TestSoak(t *testing.T) {
 	})
 }
 
-// task is a command, and how it must end: a status and an error code.
-type task struct{ command, want string }
-
-// ending are commands that end by themselves, however badly.
-var ending = []task{
-	{"hello", "success"}, {"describes-itself", "success"}, {"lists-descriptors", "success"}, {"looks-at-its-parent", "success"},
-	{"sleeps 100ms", "success"}, {"emits 3000", "success"}, {"one-large-line", "success"}, {"forges-an-event", "success"}, {"writes-garbage", "success"},
-	{"holds-stdout MARKER", "success"}, {"daemon MARKER", "success"}, {"no-environment MARKER", "success"}, {"deep MARKER", "success"},
-	{"wide MARKER", "success"}, {"fork-chain MARKER", "success"}, {"stopped-child MARKER", "success"},
-	{"answers-twice", "success"}, {"takes-another-turn", "success"}, {"answers-and-stays MARKER", "success"},
-	{"answers-and-closes-stdout", "success"}, {"answers-and-fails", "success"}, {"answers-and-dies", "success"},
-	{"dies", "failed agent_crashed"}, {"exits", "failed agent_crashed"},
-	{"fills-stderr", "failed agent_crashed"}, {"says-nothing", "failed agent_crashed"}, {"runs-out-of-memory", "failed agent_crashed"},
-	{"reports-an-error", "failed agent_error"}, {"unknown-session", "failed session_not_found"},
-	{"key-refused", "failed authentication_failed"}, {"not-logged-in", "failed authentication_failed"},
-}
-
-// stubborn are commands that end by VM_TIMEOUT alone.
-var stubborn = []task{
-	{"waits MARKER", "timeout timeout"}, {"closes-stdout MARKER", "timeout timeout"}, {"ignores-signals MARKER", "timeout timeout"},
-	{"stops-itself MARKER", "timeout timeout"}, {"tells-when-interrupted", "timeout timeout"},
-}
-
-// real are commands of the real CLI.
-var real = []task{
-	{"real hello", "success"}, {"real bash: echo MARKER", "success"},
-	{"real bash: setsid nohup sh -c 'sleep 3600; : MARKER' >/dev/null 2>&1 &", "success"},
-	{"real background: sleep 3600; : MARKER", "success"},
-}
-
-// inChromium are those with a browser.
-var inChromium = []task{
-	{"real open: data:text/html,<title>MARKER</title>", "success"},
-	{"real open: data:text/html,<h1>MARKER</h1>\nscreenshot", "success"},
-}
-
-// client is how a command is sent and its answer read.
-type client struct {
-	accept        string
-	patience      time.Duration // after which it goes away; 0: it stays
-	writes, reads time.Duration // how long it pauses before each piece
-}
-
-func upTo(random *rand.Rand, limit time.Duration) time.Duration {
-	return time.Duration(1 + random.Int64N(int64(limit)))
-}
-
-// slowly is a reader that pauses before each piece.
-type slowly struct {
-	io.Reader
-	pause time.Duration
-	piece int
-}
-
-func (r slowly) Read(p []byte) (int, error) {
-	time.Sleep(r.pause)
-	return r.Reader.Read(p[:min(len(p), r.piece)])
-}
-
-// send returns the status and the error code of the one answer, the status code
-// of a refusal, or "gone".
-func (c client) send(s *testServer, command string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(c.patience, 5*time.Minute))
-	defer cancel()
-	body, _ := json.Marshal(map[string]string{"command": command})
-	request, err := http.NewRequestWithContext(ctx, "POST", s.url+"/command", slowly{bytes.NewReader(body), c.writes, 4})
-	if err != nil {
-		return "", err
-	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Accept", c.accept)
-	transport := &http.Transport{DisableKeepAlives: true}
-	defer transport.CloseIdleConnections()
-	response, err := transport.RoundTrip(request)
-	var data []byte
-	if err == nil {
-		data, err = io.ReadAll(slowly{response.Body, c.reads, 64 << 10})
-		response.Body.Close()
-	}
-	switch {
-	case err != nil && c.patience > 0 && ctx.Err() != nil:
-		return "gone", nil
-	case err != nil:
-		return "", err
-	case response.StatusCode != http.StatusOK:
-		return strconv.Itoa(response.StatusCode), nil
-	}
-	if c.accept == "text/event-stream" {
-		parts := bytes.Split(data, []byte("\nevent: response\ndata: "))
-		if len(parts) != 2 {
-			return "", fmt.Errorf("%d answers in the stream", len(parts)-1)
-		}
-		data = parts[1]
-	}
-	var a, more answer
-	in := json.NewDecoder(bytes.NewReader(data))
-	if err := in.Decode(&a); err != nil {
-		return "", fmt.Errorf("the answer %.100q: %w", data, err)
-	}
-	if err := in.Decode(&more); err != io.EOF {
-		return "", fmt.Errorf("more than one answer: %.1000q", data)
-	}
-	return inShort(a), nil
-}
-
-// soak is one server under load, and what has been seen of it.
-type soak struct {
-	*testServer
-	random   *rand.Rand
-	marks    []string // of processes that a command starts
-	begun    time.Time
-	told     time.Time
-	base     *resources // once it is warm
-	now      resources
-	memory   []int // of the server, settled, since it is warm, kB
-	accepted int   // commands, each with one answer
-	gone     int   // clients
-	refused  int   // requests, as they should be
-	wrong    int
-	faults   map[string]int
-}
-
-func newSoak(s *testServer, random *rand.Rand, marks ...string) *soak {
-	s.cmd.Process.Signal(syscall.SIGUSR2) // so that an ordinary user's test may count descriptors
-	return &soak{testServer: s, random: random, marks: append([]string{newMarker()}, marks...), begun: time.Now(), told: time.Now(), faults: map[string]int{}}
-}
-
-func (k *soak) errorf(format string, args ...any) {
-	k.t.Helper()
-	k.wrong++
-	k.t.Errorf(format, args...)
-}
-
-// anyClient is a plain one as often as one with a peculiarity.
-func (k *soak) anyClient() client {
-	c := client{accept: "application/json"}
-	if k.random.IntN(3) == 0 {
-		c.accept = "text/event-stream"
-	}
-	switch k.random.IntN(6) {
-	case 0:
-		c.writes = time.Millisecond
-	case 1:
-		c.reads = time.Millisecond
-	case 2:
-		c.patience = upTo(k.random, []time.Duration{200 * time.Millisecond, 5 * time.Second}[k.random.IntN(2)])
-	}
-	return c
-}
-
-// send sends the tasks, three at a time, and wants each answered as it says or,
-// where it says several, as one of them.
-func (k *soak) send(tasks []task, clients func() client, atOnce int) {
-	k.t.Helper()
-	type result struct {
-		task
-		client
-		got string
-		err error
-	}
-	results, free := make(chan result), make(chan struct{}, atOnce)
-	for _, job := range tasks {
-		how := clients()
-		go func() {
-			free <- struct{}{}
-			got, err := how.send(k.testServer, strings.ReplaceAll(job.command, "MARKER", k.marks[0]))
-			<-free
-			results <- result{job, how, got, err}
-		}()
-	}
-	for range tasks {
-		switch r := <-results; {
-		case r.err != nil:
-			k.errorf("%s by %+v: %v", r.command, r.client, r.err)
-		case r.got == "gone":
-			k.gone++
-		case !slices.Contains(strings.Split(r.want, ", "), r.got):
-			k.errorf("%s by %+v: %q, want %q", r.command, r.client, r.got, r.want)
-		case len(r.got) == 3:
-			k.refused++
-		default:
-			k.accepted++
-		}
-	}
-}
-
-func plain() client { return client{accept: "application/json"} }
-
-// settle wants of the idle server that nothing is left.
-func (k *soak) settle() {
-	k.t.Helper()
-	eventually(k.t, "the server is idle", func() bool {
-		status, state := k.state()
-		return status == 200 && state["status"] == "ok" && state["busy"] == false && state["queued"] == 0.0
-	})
-	for _, mark := range k.marks {
-		if list := marked(k.t, mark); len(list) > 0 {
-			k.errorf("processes are left:\n%s", strings.Join(list, "\n"))
-			killMarked(k.t, mark)
-		}
-	}
-	pid := k.cmd.Process.Pid
-	eventually(k.t, "no zombie is left", func() bool {
-		paths, _ := filepath.Glob("/proc/[0-9]*")
-		return !slices.ContainsFunc(paths, func(path string) bool {
-			child, _ := strconv.Atoi(filepath.Base(path))
-			return procStatus(child, "PPid") == strconv.Itoa(pid) && strings.HasPrefix(procStatus(child, "State"), "Z")
-		})
-	})
-	const slack = 2
-	eventually(k.t, fmt.Sprintf("descriptors and goroutines are back at %+v", k.base), func() bool {
-		k.now = k.resources()
-		return k.base == nil || k.now.descriptors <= k.base.descriptors+slack && k.now.goroutines <= k.base.goroutines+slack
-	})
-	if k.base != nil {
-		k.memory = append(k.memory, kilobytes(pid, "VmRSS"))
-	}
-	if time.Since(k.told) > 5*time.Second {
-		k.told = time.Now()
-		k.t.Log(k)
-	}
-}
-
-func kilobytes(pid int, field string) int {
-	number, _, _ := strings.Cut(procStatus(pid, field), " ")
-	n, _ := strconv.Atoi(number)
-	return n
-}
-
-func (k *soak) String() string {
-	pid := k.cmd.Process.Pid
-	return fmt.Sprintf("%.0fs: %d commands, %.1f/s, %d clients gone, %d refused, %d wrong; %d children, RSS %d kB, %d descriptors, %d goroutines; faults %v",
-		time.Since(k.begun).Seconds(), k.accepted, float64(k.accepted)/time.Since(k.begun).Seconds(), k.gone, k.refused, k.wrong,
-		len(childPIDs(pid)), kilobytes(pid, "VmRSS"), k.now.descriptors, k.now.goroutines, k.faults)
-}
-
-// fault is what may happen to a server beside its commands.
-type fault struct {
-	name string
-	do   func(*soak)
-}
-
-// run warms the server up with every task and fault, 40 tasks at least. Then it goes on in
-// random order for the duration: in each round nine tasks, a rare one and a fault.
-func (k *soak) run(duration time.Duration, tasks, rare []task, faults []fault) {
-	k.t.Helper()
-	warm := slices.Concat(tasks, rare)
-	for len(warm) < 40 {
-		warm = append(warm, tasks...)
-	}
-	k.random.Shuffle(len(warm), func(i, j int) { warm[i], warm[j] = warm[j], warm[i] })
-	for round := range slices.Chunk(warm, 10) {
-		k.send(round, plain, 3)
-		k.settle()
-	}
-	for _, f := range faults {
-		k.faults[f.name]++
-		f.do(k)
-		k.settle()
-	}
-	k.base = &k.now
-	any := func(tasks []task) task { return tasks[k.random.IntN(len(tasks))] }
-	for end := time.Now().Add(duration); time.Now().Before(end); {
-		round := []task{any(append(rare, any(tasks)))}
-		for range 9 {
-			round = append(round, any(tasks))
-		}
-		k.send(round, k.anyClient, 3)
-		k.settle()
-		if len(faults) > 0 {
-			f := faults[k.random.IntN(len(faults))]
-			k.faults[f.name]++
-			f.do(k)
-			k.settle()
-		}
-	}
-	k.t.Log(k)
-	info, _ := debug.ReadBuildInfo()
-	if slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		k.t.Log("the memory is not judged: the race detector's own grows with every address that is used")
-	} else if len(k.memory) < 15 {
-		k.t.Logf("too few looks at the memory to judge it: %d kB", k.memory)
-	} else if percent := growth(k.memory); percent > 5 {
-		k.errorf("the memory grew by %.1f %%: %d kB", percent, k.memory)
-	} else {
-		k.t.Logf("the memory grew by %.1f %% in %d looks", percent, len(k.memory))
-	}
-}
-
-// growth compares the medians of the first and of the last third, as a single
-// look says little about a collected heap.
-func growth(looks []int) (percent float64) {
-	median := func(part []int) float64 {
-		part = slices.Sorted(slices.Values(part))
-		return float64(part[len(part)/2])
-	}
-	third := len(looks) / 3
-	return 100 * (median(looks[len(looks)-third:])/median(looks[:third]) - 1)
-}
-
-func TestGrowth(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		name  string
-		looks []int
-		grew  bool
-	}{
-		{"noise without a trend", []int{100, 103, 98, 101, 99, 130, 97, 102, 100}, false},
-		{"a leak under the same noise", []int{100, 103, 98, 104, 102, 133, 106, 111, 109}, true},
-		{"a step that stays", []int{100, 100, 100, 100, 110, 110, 110, 110, 110}, true},
-		{"a fall", []int{110, 110, 110, 100, 100, 100, 100, 100, 100}, false},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			if percent := growth(test.looks); (percent > 5) != test.grew {
-				t.Errorf("growth is %.1f %%", percent)
-			}
-		})
-	}
-}
-
 func soakEnding(t *testing.T, duration time.Duration, random *rand.Rand) {
-	faults, env := slices.Clone(soakFaults), []string{"VM_WARM=true", "VM_TIMEOUT=3m", "VM_HEARTBEAT=20ms"}
+	faults := slices.Clone(soakFaults)
+	env := []string{"VM_WARM=true", "VM_TIMEOUT=3m", "VM_HEARTBEAT=20ms"}
 	var rare []task
 	var marks []string
-	if here(t, "node_modules/.bin/claude", "make setup") {
+	_, err := os.Stat("node_modules/.bin/claude")
+	if has(t, err, "make setup") {
 		more, tmp := withRealClaude(t)
 		env, rare, marks = append(env, more...), slices.Clone(real), []string{"--user-data-dir=" + tmp}
-		if here(t, "/usr/bin/chromium", "make setup as root, or: apt-get install chromium") {
+		_, err := os.Stat("/usr/bin/chromium")
+		if has(t, err, "make setup as root, or: apt-get install chromium") {
 			rare = append(rare, inChromium...)
 		}
 	}
 	workspace := t.TempDir()
 	cmd := serverCommand(t, append(env, "VM_WORKSPACE="+workspace)...)
-	if err := onATinyDisk(t, cmd, workspace); err != nil {
-		t.Logf("without a full disk: %v", err)
-	} else {
+	if has(t, onATinyDisk(t, cmd, workspace), needsMount) {
 		faults = append(faults, fault{"full disk", func(k *soak) {
 			defer k.fill(workspace)()
-			k.send([]task{{"hello", "success"}, {"writes-a-file", "success"}, {"daemon MARKER", "success"}}, plain, 1)
+			k.send([]task{
+				{"hello", "success"}, {"writes-a-file", "success"}, {"daemon MARKER", "success"},
+			}, plain, 1)
 		}})
 	}
 	newSoak(startCommand(t, cmd), random, marks...).run(duration, ending, rare, faults)
 }
 
-// here says whether a part is here. In CI it must be.
-func here(t *testing.T, path, remedy string) bool {
-	t.Helper()
-	_, err := os.Stat(path)
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatalf("%v: %s", err, remedy)
-	}
-	if err != nil {
-		t.Logf("left out: %v: %s", err, remedy)
-	}
-	return err == nil
-}
-
 func soakStubborn(t *testing.T, duration time.Duration, random *rand.Rand) {
-	s := startServer(t, "VM_WARM=true", "VM_TIMEOUT=300ms", "VM_STOP_GRACE=50ms", "VM_EXIT_GRACE=50ms", "VM_HEARTBEAT=20ms")
+	s := startServer(t, "VM_WARM=true", "VM_HEARTBEAT=20ms",
+		"VM_TIMEOUT=300ms", "VM_STOP_GRACE=50ms", "VM_EXIT_GRACE=50ms")
 	newSoak(s, random).run(duration, stubborn, nil, nil)
 }
 
@@ -523,7 +138,7 @@ var soakFaults = []fault{
 func (s *testServer) half() (net.Conn, error) {
 	connection, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
 	if err == nil {
-		_, err = io.WriteString(connection, "POST /command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"command\":\"hel")
+		_, err = io.WriteString(connection, halfARequest)
 	}
 	return connection, err
 }
@@ -536,8 +151,8 @@ func soakRestarts(t *testing.T, duration time.Duration, random *rand.Rand) {
 	for ; time.Since(begun) < duration; restarts++ {
 		s := startServer(t, "VM_WARM=true", "VM_SHUTDOWN_GRACE=200ms")
 		outcomes := make(chan outcome, 4)
-		running := []string{"sleeps 300ms", "waits " + marker, "ignores-signals " + marker}[random.IntN(3)]
-		s.background(context.Background(), running, outcomes)
+		running := []string{"sleeps 300ms", "waits " + marker, "ignores-signals " + marker}
+		s.background(context.Background(), running[random.IntN(3)], outcomes)
 		s.queued(0)
 		for range 3 {
 			s.background(context.Background(), "daemon "+marker, outcomes)
@@ -549,14 +164,29 @@ func soakRestarts(t *testing.T, duration time.Duration, random *rand.Rand) {
 		for range 4 {
 			o := <-outcomes
 			short := inShort(o.answer)
-			if o.err != nil || o.status != 200 && o.status != 503 || short != "success" && short != "canceled shutting_down" && short != "rejected shutting_down" {
+			told := []string{"success", "canceled shutting_down", "rejected shutting_down"}
+			if o.err != nil || o.status != 200 && o.status != 503 || !slices.Contains(told, short) {
 				t.Errorf("%s: %+v", o.name, o)
 			}
 			got[short]++
 		}
-		if list := marked(t, marker); len(list) > 0 {
-			t.Errorf("processes are left:\n%s", strings.Join(list, "\n"))
-		}
+		nothingLeft(t, marker)
 	}
 	t.Logf("%d restarts in %.0fs; answers %v", restarts, time.Since(begun).Seconds(), got)
+}
+
+func TestSoakOf300HostileCommandsLeavesNothing(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_HEARTBEAT=20ms",
+		"VM_TIMEOUT=500ms", "VM_STOP_GRACE=50ms", "VM_EXIT_GRACE=50ms")
+	marker := newMarker()
+	mix := []string{"hello", "daemon", "holds-stdout", "no-environment", "dies", "exits",
+		"answers-and-stays", "answers-twice", "writes-garbage", "ignores-signals",
+		"closes-stdout", "says-nothing", "stopped-child", "fills-stderr", "waits"}
+	before := s.resources()
+	for i := range 300 {
+		s.ask(mix[i%len(mix)] + " " + marker)
+	}
+	nothingLeft(t, marker)
+	s.back(before, 0)
 }

@@ -1,109 +1,225 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// buildChain compiles the fork chains. Their arguments hold the program's path,
-// which no other process has.
-func buildChain(t testing.TB) (path string) {
-	t.Helper()
-	path = t.TempDir() + "/chain-" + newMarker()
-	compiler := program(t, "cc", "make test installs it as root; or: apt-get install gcc")
-	output, err := exec.Command(compiler, "-O2", "-o", path, "testdata/chain.c").CombinedOutput()
-	if err != nil {
-		t.Fatalf("%v: %s", err, output)
-	}
-	return path
+// An escape is a way in which a process tries to outlive its command.
+type escape struct{ name, behaviour, status string }
+
+var escapes = []escape{
+	{"a child that holds stdout after the CLI's exit", "holds-stdout", "success"},
+	{"a daemon that forked twice into a session of its own", "daemon", "success"},
+	{"a process with an empty environment", "no-environment", "success"},
+	{"a tree 100 deep with changing sessions", "deep", "success"},
+	{"100 sessions side by side", "wide", "success"},
+	{"a fork chain that is always gone when looked at", "fork-chain", "success"},
+	{"a stopped process", "stopped-child", "success"},
+	{"a tree that ignores SIGINT and SIGTERM until the time is up", "ignores-signals", "timeout"},
+	{"a CLI that stopped itself", "stops-itself", "timeout"},
+	{"a CLI that closed its output and lives on", "closes-stdout", "timeout"},
+	{"a CLI that stays after its result", "answers-and-stays", "success"},
 }
 
-// A generation of these chains lasts a fraction of a millisecond: whoever looks for
-// them finds the dead.
-func TestForkChainsDoNotOutrunTheSweep(t *testing.T) {
+// eachEscape tries every escape with a marker of its own.
+func eachEscape(t *testing.T, try func(t *testing.T, way escape, marker string)) {
+	for _, way := range escapes {
+		t.Run(way.name, func(t *testing.T) { try(t, way, newMarker()) })
+	}
+}
+
+func TestNoProcessOutlivesItsCommand(t *testing.T) {
 	t.Parallel()
-	needRoot(t, "to become PID 1")
+	patient, impatient := startServer(t, "VM_TIMEOUT=2m"), startServer(t, "VM_TIMEOUT=3s")
+	eachEscape(t, func(t *testing.T, way escape, marker string) {
+		s := way.fails(t, marker, patient, impatient)
+		if list := childPIDs(s.cmd.Process.Pid); len(list) > 0 {
+			t.Errorf("the server has the children %v", list)
+		}
+	})
+}
+
+func TestNoProcessOutlivesItsCommandBesideASpare(t *testing.T) {
+	t.Parallel()
+	patient, impatient := startWarm(t, "VM_TIMEOUT=2m"), startWarm(t, "VM_TIMEOUT=3s")
+	eachEscape(t, func(t *testing.T, way escape, marker string) {
+		way.fails(t, marker, patient, impatient).spare() // the only child
+	})
+}
+
+// fails wants the escape to fail, with the impatient server where that must end it.
+func (way escape) fails(t *testing.T, marker string, patient, impatient *testServer) *testServer {
+	t.Helper()
+	s := patient
+	if way.status == "timeout" {
+		s = impatient
+	}
+	got := s.ask(way.behaviour + " " + marker)
+	nothingLeft(t, marker)
+	if diff := cmp.Diff(way.status, got.Status); diff != "" {
+		t.Errorf("status (-want +got):\n%s\n%+v", diff, got.Error)
+	}
+	return s
+}
+
+// The control: without the sweep the same look sees survivors.
+func TestWithoutTheSweepProcessesOutliveTheirCommand(t *testing.T) {
+	t.Parallel()
+	eachEscape(t, func(t *testing.T, way escape, marker string) {
+		t.Parallel()
+		s := startServer(t, "TEST_SERVER=sweep off", "VM_TIMEOUT=2s")
+		defer killMarked(t, marker)
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		go s.post(ctx, way.behaviour+" "+marker)
+		s.logged("msg=command")
+		if way.behaviour == "fork-chain" { // a look sees it only by chance, until it rests
+			if err := os.WriteFile(s.cmd.Dir+"/rest", nil, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "the chain's last process stays", func() bool {
+				first := marked(t, marker)
+				time.Sleep(50 * time.Millisecond)
+				return len(first) > 0 && slices.Equal(first, marked(t, marker))
+			})
+		} else if len(marked(t, marker)) == 0 {
+			t.Error("no process outlived the command, so the test beside this one proves nothing")
+		}
+	})
+}
+
+// As root with VM_USER, as an ordinary user, and as PID 1 with a /proc of its
+// own: nothing outlives a command there either.
+func TestNoProcessOutlivesItsCommandWhereverItRuns(t *testing.T) {
+	t.Parallel()
 	tests := []struct {
-		name string
-		attr syscall.SysProcAttr
+		name                 string
+		ordinary, pid1, user bool
+		uid                  int // of the agent
 	}{
-		{"under a subreaper", syscall.SysProcAttr{}},
-		{"under PID 1", syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}},
+		{name: "as root with VM_USER", user: true, uid: nobody},
+		{name: "as an ordinary user", ordinary: true, uid: nobody},
+		{name: "as an ordinary user who is VM_USER", ordinary: true, user: true, uid: nobody},
+		{name: "as PID 1", pid1: true, uid: 0},
+		{name: "as PID 1 with VM_USER", pid1: true, user: true, uid: nobody},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			chain := buildChain(t)
-			cmd := serverCommand(t, "TEST_CHAIN="+chain)
-			cmd.SysProcAttr = &test.attr
-			if test.attr.Cloneflags != 0 {
-				cmd.Env = append(cmd.Env, "TEST_MOUNT_PROC=1")
+			t.Parallel()
+			needsRoot(t, "to become other users and PID 1")
+			path := publicSelf(t)
+			cmd := serverCommand(t, "VM_TIMEOUT=10s", "VM_CLAUDE="+path)
+			cmd.Path, cmd.Args, cmd.Dir = path, []string{"vm-server"}, "/"
+			if test.user {
+				cmd.Env = append(cmd.Env, "VM_USER=nobody")
+			}
+			if test.ordinary {
+				asUser(t, cmd, path, nobody)
+			}
+			if test.pid1 {
+				asPID1(t, cmd)
 			}
 			s := startCommand(t, cmd)
-			for range 10 {
-				got := s.ask("fork-chains-in-c 20")
-				if got.Status != "success" || got.Result != "fork-chains-in-c" {
-					t.Fatalf("%+v %+v; the server's log:\n%s", got, got.Error, s.stderr)
-				}
-				if list := marked(t, chain); len(list) > 0 {
-					t.Fatalf("%d processes outlived the command:\n%s", len(list), strings.Join(list, "\n"))
-				}
+			if diff := cmp.Diff(test.uid, s.describe("").UID); diff != "" {
+				t.Errorf("uid of the agent (-want +got):\n%s", diff)
 			}
-			s.goesOn()
+			for _, behaviour := range []string{"daemon", "wide", "fork-chain", "ignores-signals"} {
+				marker := newMarker()
+				s.ask(behaviour + " " + marker)
+				nothingLeft(t, marker)
+			}
 		})
 	}
 }
 
-// The control: without the sweep the same look finds them.
-func TestWithoutTheSweepForkChainsRunOn(t *testing.T) {
+// As PID 1 the server gets orphans that it never started, for example those of
+// `docker exec`. Idle, it must reap them, and leave alone a command's child and
+// the spare.
+func TestOrphansAreReapedWhileIdle(t *testing.T) {
 	t.Parallel()
-	chain := buildChain(t)
-	s := startServer(t, "TEST_SERVER=sweep off", "TEST_CHAIN="+chain)
-	s.ask("fork-chains-in-c 1")
-	eventually(t, "a look finds the chain", func() bool { return len(marked(t, chain)) > 0 })
-	eventually(t, "the chain ends by itself", func() bool { return len(marked(t, chain)) == 0 })
+	for _, test := range []struct {
+		name, warm string
+		children   int
+	}{
+		{"without a spare", "VM_WARM=false", 0},
+		{"beside a spare", "VM_WARM=true", 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			cmd := serverCommand(t, test.warm)
+			asPID1(t, cmd)
+			s := startCommand(t, cmd)
+			pid := s.cmd.Process.Pid
+			for range 20 {
+				// Enter the namespace, and leave an orphan that ends a little later.
+				enter := exec.Command("nsenter", "--target", strconv.Itoa(pid), "--pid", "--mount",
+					"sh", "-c", "sleep 0.1 & exit")
+				if output, err := enter.CombinedOutput(); err != nil {
+					t.Fatalf("%v: %s", err, output)
+				}
+				if got := s.ask("hello"); got.Status != "success" {
+					t.Errorf("a command beside an orphan: %+v", got)
+				}
+			}
+			eventually(t, "the orphans are reaped", func() bool {
+				return len(childPIDs(pid)) == test.children
+			})
+		})
+	}
 }
 
-// What ended by itself, or was ended by its parent, is not counted.
-func TestKilledCountsWhatWasKilled(t *testing.T) {
+// A server without CAP_KILL can't signal another user's processes. It must
+// say so instead of going on.
+func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 	t.Parallel()
-	s := startServer(t)
-	tests := map[string]float64{"hello": 0, "leaves-the-dead " + newMarker(): 0, "wide " + newMarker(): 100}
-	for command, want := range tests {
-		s.ask(command)
-		_, state := s.state()
-		if got := state["last_sweep"].(map[string]any)["killed"]; got != want {
-			t.Errorf("%s: killed %v, want %v", command, got, want)
-		}
+	needsRoot(t, "to give up a capability")
+	path := publicSelf(t)
+	cmd := serverCommand(t,
+		"VM_USER=nobody", "VM_CLAUDE="+path, "VM_HEARTBEAT=100ms", "VM_SHUTDOWN_GRACE=1s")
+	cmd.Path, cmd.Dir = path, "/"
+	below(t, cmd, "setpriv", "--bounding-set=-kill", "--inh-caps=-kill", "--")
+	s := startCommand(t, cmd)
+	marker := newMarker()
+	defer killMarked(t, marker)
+	outcomes := make(chan outcome, 2)
+	s.background(context.Background(), "daemon "+marker, outcomes)
+	s.queued(0)
+	s.background(context.Background(), "describes-itself", outcomes)
+	answers := map[string]answer{}
+	for range 2 {
+		o := <-outcomes
+		answers[o.name] = o.answer
 	}
-}
-
-// BenchmarkChains is how long a sweep takes beside 20 fork chains, by the log.
-func BenchmarkChains(b *testing.B) {
-	s := startServer(b, "TEST_CHAIN="+buildChain(b))
-	var worst, total time.Duration
-	for b.Loop() {
-		begin := time.Now()
-		s.ask("fork-chains-in-c 20")
-		took := time.Since(begin) - 50*time.Millisecond // which it lets them run
-		total += took
-		worst = max(worst, took)
+	if next := answers["describes-itself"]; next.Status != "canceled" {
+		t.Errorf("a command ran beside what an earlier one left: %+v", next)
 	}
-	b.ReportMetric(float64(total.Milliseconds())/float64(b.N), "ms-mean")
-	b.ReportMetric(float64(worst.Milliseconds()), "ms-worst")
-}
-
-// needRoot skips a test that an ordinary user can't run. In CI it must run.
-func needRoot(t testing.TB, why string) {
-	t.Helper()
-	if os.Getuid() == 0 {
-		return
+	got := answers["daemon "+marker]
+	if inShort(got) != "failed agent_crashed" || !strings.Contains(got.Error.Message, "cannot kill") {
+		t.Errorf("answer: %+v, %+v", got, got.Error)
 	}
-	if os.Getenv("CI") == "true" {
-		t.Fatal("needs root, " + why)
+	status, state := s.state()
+	sweep, _ := state["last_sweep"].(map[string]any)
+	if sweep["killed"] != 0.0 {
+		t.Errorf("what could not be killed counts as killed: %v", state)
 	}
-	t.Skip("needs root, " + why)
+	if status != 503 || !strings.Contains(fmt.Sprint(state["reason"]), "cannot kill") {
+		t.Errorf("health: %d %v", status, state)
+	}
+	response, body, err := s.post(context.Background(), "hello")
+	if err != nil || response.StatusCode != 503 || !strings.Contains(body, "cannot kill") {
+		t.Errorf("next command: %v %s %v", response, body, err)
+	}
+	if !strings.Contains(s.stderr.String(), "level=ERROR") {
+		t.Error("the log doesn't say it loudly")
+	}
 }

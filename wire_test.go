@@ -2,332 +2,144 @@ package main
 
 import (
 	"bufio"
-	"context"
-	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
-	"slices"
+	"strconv"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"go.yaml.in/yaml/v3"
 )
 
-// program finds a program that a test needs. In CI it must be there.
-func program(t testing.TB, name, remedy string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatalf("%v: %s", err, remedy)
-	}
-	if err != nil {
-		t.Skipf("%v: %s", err, remedy)
-	}
-	return path
-}
-
-// Node's fetch gives up after 300 s without a head, and after 300 s without a
-// byte of the body. This takes longer, with its defaults.
-func TestNodesFetchWaitsForALongCommand(t *testing.T) {
+// Whatever a client or a careless proxy sends, each request is answered once
+// and nothing else runs: what follows on the connection is read as the next
+// request, or the connection is closed. The first cases are the control: a
+// request too many would be counted.
+func TestNoRequestIsSmuggled(t *testing.T) {
 	t.Parallel()
-	node := program(t, "node", "install Node.js")
-	script := `fetch(process.argv[1], {method: "POST", headers: {"Content-Type": "application/json"}, body: JSON.stringify({command: "sleeps 310s"})})` +
-		`.then(r => r.json()).then(a => console.log(a.status), e => console.log(e.cause?.code ?? e.message))`
-	for _, test := range []struct{ name, heartbeat, want string }{
-		{"with heartbeats it gets its answer", "15s", "success"},
-		{"without, it gives up", "0", "UND_ERR_HEADERS_TIMEOUT"},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, "VM_HEARTBEAT="+test.heartbeat, "VM_TIMEOUT=10m")
-			output, err := exec.Command(node, "-e", script, s.url+"/command").CombinedOutput()
-			if diff := cmp.Diff(test.want, strings.TrimSpace(string(output))); diff != "" {
-				t.Errorf("what fetch said (-want +got):\n%s%v", diff, err)
-			}
-		})
-	}
-}
-
-func TestNginxWithAShortTimeout(t *testing.T) {
-	t.Parallel()
-	nginx := program(t, "nginx", "make test installs it as root; or: apt-get install nginx-light")
-	for _, test := range []struct {
-		name, heartbeat, accept, want string
-		status                        int
+	const (
+		body    = `{"command":"writes-a-file"}`
+		json    = "Content-Type: application/json\r\n"
+		token   = "Authorization: Bearer correct\r\n"
+		length  = "Content-Length: 27\r\n"
+		request = "POST /command HTTP/1.1\r\nHost: localhost\r\n" + token + json + length + "\r\n" + body
+		chunked = "Transfer-Encoding: chunked\r\n"
+		chunks  = "1b\r\n" + body + "\r\n0\r\n\r\n"
+		health  = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+	)
+	with := func(pairs ...string) string { return strings.NewReplacer(pairs...).Replace(request) }
+	inChunks := func(header, chunks string) string { return with(length, header, body, chunks) }
+	stuffed := func(n int) string { return fmt.Sprintf("Content-Length: %d\r\n", n*len(request)) }
+	workspace := t.TempDir()
+	s := startServer(t, "VM_TOKEN=correct", "VM_WORKSPACE="+workspace)
+	tests := []struct {
+		name, text string
+		want       string // status codes, and whether a request for health is answered in the end
+		run        int    // commands
 	}{
-		{"JSON with heartbeats", "1s", "application/json", `"status":"success"`, 200},
-		{"a stream with heartbeats", "1s", "text/event-stream", `"status":"success"`, 200},
-		{"the control without heartbeats", "0", "application/json", "504 Gateway", 504},
-	} {
+		{"one request", request, "200 healthy", 1},
+		{"five requests at once", strings.Repeat(request, 5), "200 200 200 200 200 healthy", 5},
+		{"refusals between requests", request + with(json, "") + request + with(token, "") + request + with("/command", "/other") + with("POST", "PUT") + request,
+			"200 415 200 401 200 404 405 200 healthy", 4},
+		{"a body that is no JSON between requests", request + with(body, strings.Repeat("x", 27)) + request, "200 400 200 healthy", 2},
+		{"a refused body that is full of requests", with(length, stuffed(3), body, strings.Repeat(request, 3)) + request, "400 200 healthy", 1},
+		{"a body over the limit that is full of requests", with(length, stuffed(8000), body, strings.Repeat(request, 8000)), "413 closed", 0},
+		{"a large body of another type that is full of requests", with(json, "", length, stuffed(8000), body, strings.Repeat(request, 8000)), "415 closed", 0},
+		{"HTTP/1.0 has one request a connection", with("HTTP/1.1", "HTTP/1.0") + request, "200 closed", 1},
+		{"HTTP/1.0 knows no chunks", strings.Replace(inChunks(chunked, chunks), "HTTP/1.1", "HTTP/1.0", 1) + request, "400 closed", 0},
+		{"HTTP/2 by prior knowledge", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + request, "404 closed", 0},
+		{"another HTTP/2.0 request", with("HTTP/1.1", "HTTP/2.0"), "505 closed", 0},
+		{"a request line of HTTP/0.9", "GET /healthz\r\n\r\n" + request, "400 closed", 0},
+		{"an Expect that is met", with(length, length+"Expect: 100-continue\r\n"), "100 200 healthy", 1},
+		{"an Expect that is refused, the body behind it", with(json, "", length, length+"Expect: 100-continue\r\n") + request, "415 closed", 0},
+
+		{"no Host", with("Host: localhost\r\n", ""), "400 closed", 0},
+		{"two Hosts", with("Host: localhost\r\n", "Host: localhost\r\nHost: evil.example\r\n"), "400 closed", 0},
+		{"two tokens, the first wrong", with(token, "Authorization: Bearer wrong\r\n"+token) + request, "401 200 healthy", 1},
+		{"two tokens, the first right", with(token, token+"Authorization: Bearer wrong\r\n") + request, "200 200 healthy", 2},
+		{"two types, the first wrong", with(json, "Content-Type: text/plain\r\n"+json) + request, "415 200 healthy", 1},
+		{"two types, the first right", with(json, json+"Content-Type: text/plain\r\n") + request, "200 200 healthy", 2},
+
+		{"a length beside chunks: the chunks count", inChunks(length+chunked, chunks) + request, "200 200 healthy", 2},
+		{"a length that would hide a request behind the chunks", inChunks(stuffed(1)+chunked, "0\r\n\r\n"+request), "400 200 healthy", 1},
+		{"a negative length", with("27", "-27"), "400 closed", 0},
+		{"a length with a plus", with("27", "+27"), "400 closed", 0},
+		{"a hexadecimal length", with("27", "0x1b"), "400 closed", 0},
+		{"a length of two words", with("27", "2 7"), "400 closed", 0},
+		{"a list of lengths", with("27", "27, 27"), "400 closed", 0},
+		{"an empty length", with("27", ""), "400 closed", 0},
+		{"a length over 64 bits", with("27", "18446744073709551643"), "400 closed", 0},
+		{"the same length twice", with(length, length+length) + request, "200 200 healthy", 2},
+		{"the longest length, and then over the limit", with("27", "9223372036854775807") + strings.Repeat(request, 8000), "413 closed", 0},
+		{"a request in the place of a body of length 0", with("27", "0", body, "") + request, "400 200 healthy", 1},
+
+		{"chunks with a trailer that names other lengths", inChunks(chunked+"Trailer: Content-Length\r\n", "1b\r\n"+body+"\r\n0\r\nContent-Length: 500\r\nHost: evil.example\r\n\r\n") + request, "400 closed", 0},
+		{"chunks with a trailer that nobody announced", inChunks(chunked, "1b\r\n"+body+"\r\n0\r\nAuthorization: Bearer wrong\r\n\r\n") + request, "200 200 healthy", 2},
+		{"chunks of one byte", inChunks(chunked, "1\r\n"+strings.Join(strings.Split(body, ""), "\r\n1\r\n")+"\r\n0\r\n\r\n") + request, "200 200 healthy", 2},
+		{"a chunk size over 64 bits", inChunks(chunked, "1000000000000001b\r\n"+body+"\r\n0\r\n\r\n") + request, "400 closed", 0},
+		{"a negative chunk size", inChunks(chunked, "-1b\r\n"+body+"\r\n0\r\n\r\n") + request, "400 closed", 0},
+		{"a chunk size with 0x", inChunks(chunked, "0x1b\r\n"+body+"\r\n0\r\n\r\n") + request, "400 closed", 0},
+		{"a chunk longer than its size", inChunks(chunked, "1a\r\n"+body+"\r\n0\r\n\r\n") + request, "400 closed", 0},
+		{"a chunk size that ends with a bare LF", inChunks(chunked, "1b\n"+body+"\r\n0\r\n\r\n") + request, "400 closed", 0},
+		{"a chunk extension", inChunks(chunked, "1b;x=\"y\"\r\n"+body+"\r\n0\r\n\r\n") + request, "200 200 healthy", 2},
+		{"chunks named twice", inChunks(chunked+chunked, chunks), "501 closed", 0},
+		{"chunks in another encoding", inChunks("Transfer-Encoding: gzip, chunked\r\n", chunks), "501 closed", 0},
+		{"chunks behind a control character", inChunks("Transfer-Encoding: \x0bchunked\r\n", chunks), "400 closed", 0},
+
+		{"an encoding on a line of its own (obs-fold)", inChunks("Transfer-Encoding:\r\n chunked\r\n", chunks) + request, "200 200 healthy", 2},
+		{"a length on a line of its own (obs-fold)", with("Length: 27", "Length:\r\n\t27") + request, "200 200 healthy", 2},
+		{"a folded line before all others", with("Host:", " X: y\r\nHost:"), "400 closed", 0},
+		{"a head with bare LFs", strings.ReplaceAll(request, "\r\n", "\n") + request, "200 200 healthy", 2},
+		{"a bare CR within a line", with(json, "X: y\rContent-Length: 500\r\n"+json), "400 closed", 0},
+		{"a NUL within a line", with(json, "X: \x00\r\n"+json), "400 closed", 0},
+		{"a space before the colon", with("Content-Length:", "Content-Length :"), "400 closed", 0},
+		{"a space before the colon of an encoding", inChunks("Transfer-Encoding : chunked\r\n"+length, body), "400 closed", 0},
+		{"a line without a colon", with(json, "no colon\r\n"+json), "400 closed", 0},
+		{"a target with a space", with("/command", "/command HTTP/1.1 x"), "400 closed", 0},
+	}
+	var before resources
+	s.countable()
+	for i, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, "VM_HEARTBEAT="+test.heartbeat)
-			dir, err := os.MkdirTemp("", "nginx") // short: it holds a socket
-			if err != nil {
-				t.Fatal(err)
+			ran, _ := os.ReadFile(workspace + "/ran")
+			connection := s.dial(t)
+			connection.SetDeadline(time.Now().Add(20 * time.Second))
+			go io.WriteString(connection, test.text+health)
+			got, in := "", bufio.NewReader(connection)
+			for !strings.HasSuffix(got, "healthy") && !strings.HasSuffix(got, "closed") {
+				response, err := http.ReadResponse(in, nil)
+				if errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Fatalf("after %q it is silent", got)
+				}
+				if err != nil {
+					got += "closed"
+					break
+				}
+				data, err := io.ReadAll(response.Body)
+				switch {
+				case err != nil:
+					got += err.Error() + " "
+				case strings.Contains(string(data), `"busy"`):
+					got += "healthy"
+				default:
+					got += strconv.Itoa(response.StatusCode) + " "
+				}
 			}
-			t.Cleanup(func() { os.RemoveAll(dir) })
-			conf := fmt.Sprintf(`daemon off; pid %[1]s/pid; error_log %[1]s/error.log; events {}
-http { access_log off; client_body_temp_path %[1]s/a; proxy_temp_path %[1]s/b; fastcgi_temp_path %[1]s/c; uwsgi_temp_path %[1]s/d; scgi_temp_path %[1]s/e;
-server { listen unix:%[1]s/socket; location / { proxy_pass %[2]s; proxy_read_timeout 5s; proxy_http_version 1.1; proxy_set_header Host localhost; } } }`, dir, s.url)
-			if os.Getuid() == 0 {
-				conf = "user root; " + conf
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("answers (-want +got):\n%s", diff)
 			}
-			if err := os.WriteFile(dir+"/conf", []byte(conf), 0o644); err != nil {
-				t.Fatal(err)
-			}
-			cmd := exec.Command(nginx, "-p", dir, "-e", dir+"/error.log", "-c", dir+"/conf")
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() {
-				cmd.Process.Signal(os.Interrupt)
-				cmd.Wait()
-			})
-			eventually(t, "nginx listens", func() bool { _, err := os.Stat(dir + "/socket"); return err == nil })
-			client := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) { return net.Dial("unix", dir+"/socket") }}}
-			request, _ := http.NewRequest("POST", "http://localhost/command", strings.NewReader(`{"command":"sleeps 11s"}`))
-			request.Header.Set("Content-Type", "application/json")
-			request.Header.Set("Accept", test.accept)
-			response, err := client.Do(request)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer response.Body.Close()
-			body, _ := io.ReadAll(response.Body)
-			if response.StatusCode != test.status || !strings.Contains(string(body), test.want) {
-				t.Errorf("status %d, body %q", response.StatusCode, body)
+			after, _ := os.ReadFile(workspace + "/ran")
+			if diff := cmp.Diff(test.run, len(after)-len(ran)); diff != "" {
+				t.Errorf("commands run (-want +got):\n%s", diff)
 			}
 		})
-	}
-}
-
-// A client that stops reading is noticed by a write's deadline, however much
-// its command has to say, and its command is canceled.
-func TestAClientThatStopsReading(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=5m")
-	connection, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer connection.Close()
-	body := `{"command":"emits 100000"}`
-	fmt.Fprintf(connection, "POST /command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\nContent-Length: %d\r\n\r\n%s", len(body), body)
-	for begin := time.Now(); !strings.Contains(s.stderr.String(), "msg=command"); time.Sleep(50 * time.Millisecond) {
-		if time.Since(begin) > 3*writeLimit {
-			t.Fatalf("the command still runs:\n%s", s.stderr)
+		if i == 0 {
+			before = s.resources()
 		}
 	}
-	if !strings.Contains(s.stderr.String(), "code=client_gone") {
-		t.Errorf("log:\n%s", s.stderr)
-	}
-	if got := s.ask("hello"); got.Status != "success" {
-		t.Errorf("the next command: %+v", got)
-	}
-}
-
-// A client that reads slowly but reads keeps its answer, although one line
-// takes it longer than a write may stand still.
-func TestAClientThatReadsSlowly(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=5m")
-	request, _ := http.NewRequest("POST", s.url+"/command", strings.NewReader(`{"command":"one-large-line"}`))
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Accept", "text/event-stream")
-	response, err := http.DefaultClient.Do(request)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer response.Body.Close()
-	var last []byte
-	chunk := make([]byte, 64<<10)
-	for {
-		n, err := io.ReadFull(response.Body, chunk)
-		if last = append(last, chunk[:n]...); len(last) > 4096 {
-			last = append([]byte(nil), last[len(last)-4096:]...)
-		}
-		if err != nil {
-			break
-		}
-		time.Sleep(150 * time.Millisecond) // what a slow network does: 14 MB take 33 s
-	}
-	if !strings.Contains(string(last), "event: response") || !strings.Contains(string(last), `"status":"success"`) {
-		t.Errorf("the stream ends with %.300q; the server's log:\n%s", last, s.stderr)
-	}
-}
-
-// openapi.yaml says what the server answers: every status with its error codes,
-// and every field of an answer.
-func TestOpenAPI(t *testing.T) {
-	t.Parallel()
-	data, err := os.ReadFile("openapi.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	type schema struct {
-		Properties map[string]struct {
-			Enum []string `yaml:"enum"`
-		} `yaml:"properties"`
-		Required []string `yaml:"required"`
-	}
-	var api struct {
-		Paths map[string]map[string]struct {
-			Responses map[int]struct {
-				Codes []string `yaml:"x-error-codes"`
-			} `yaml:"responses"`
-		} `yaml:"paths"`
-		Components struct {
-			Schemas map[string]schema `yaml:"schemas"`
-		} `yaml:"components"`
-	}
-	if err := yaml.Unmarshal(data, &api); err != nil {
-		t.Fatal(err)
-	}
-	documented := map[int]map[string]bool{}
-	for status, response := range api.Paths["/command"]["post"].Responses {
-		documented[status] = map[string]bool{}
-		for _, code := range response.Codes {
-			documented[status][code] = true
-		}
-	}
-
-	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200", "VM_SHUTDOWN_GRACE=1h")
-	withToken := []string{"Authorization", "Bearer correct", "Content-Type", "application/json"}
-	got := map[int]map[string]bool{}
-	answers := api.Components.Schemas["Answer"]
-	note := func(response *http.Response, body string) {
-		t.Helper()
-		var fields map[string]any
-		if err := json.Unmarshal([]byte(body), &fields); err != nil {
-			t.Fatalf("%v: %q", err, body)
-		}
-		var code string
-		if problem, isThere := fields["error"].(map[string]any); isThere {
-			code = problem["code"].(string)
-		}
-		status := response.StatusCode
-		if got[status] == nil {
-			got[status] = map[string]bool{}
-		}
-		if code != "" {
-			got[status][code] = true
-		}
-		if status != 200 {
-			return
-		}
-		for name := range fields {
-			if _, isThere := answers.Properties[name]; !isThere {
-				t.Errorf("openapi.yaml doesn't know the field %q of an answer", name)
-			}
-		}
-		for _, name := range answers.Required {
-			if _, isThere := fields[name]; !isThere {
-				t.Errorf("the required field %q is not in %s", name, body)
-			}
-		}
-	}
-	try := func(method, body string, header ...string) {
-		t.Helper()
-		response, text, err := s.send(context.Background(), method, "/command", body, header...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		note(response, text)
-	}
-	for _, command := range []string{"hello", "reports-an-error", "not-logged-in", "unknown-session", "exits", "waits"} {
-		try("POST", `{"command":"`+command+`"}`, withToken...)
-	}
-	try("GET", "", withToken...)
-	try("POST", "{}", withToken...)
-	try("POST", strings.Repeat("x", 300), withToken...)
-	try("POST", "{}", "Authorization", "Bearer correct")
-	try("POST", "{}", "Content-Type", "application/json")
-	try("POST", "{}", append([]string{"Sec-Fetch-Site", "cross-site"}, withToken...)...)
-	var response *http.Response
-	var text string
-	outcome := make(chan error, 1)
-	go func() {
-		var err error
-		response, text, err = s.post(context.Background(), "sleeps 4900ms", withToken...)
-		outcome <- err
-	}()
-	s.queued(0)
-	try("POST", `{"command":"one too many"}`, withToken...)
-	s.cmd.Process.Signal(os.Interrupt)
-	eventually(t, "it is stopping", func() bool { status, _ := s.state(); return status == 503 })
-	try("POST", `{"command":"late"}`, withToken...)
-	s.cmd.Process.Signal(os.Interrupt)
-	if err := <-outcome; err != nil {
-		t.Fatal(err)
-	}
-	note(response, text)
-
-	health := api.Components.Schemas["Health"]
-	for _, server := range []*testServer{s, startServer(t)} {
-		status, state := server.state()
-		if _, isDocumented := api.Paths["/healthz"]["get"].Responses[status]; status != 0 && !isDocumented {
-			t.Errorf("openapi.yaml doesn't know the status %d of /healthz", status)
-		}
-		for name := range state {
-			if _, isThere := health.Properties[name]; !isThere {
-				t.Errorf("openapi.yaml doesn't know the field %q of /healthz", name)
-			}
-		}
-	}
-	if diff := cmp.Diff(documented, got); diff != "" {
-		t.Errorf("openapi.yaml and the server (-documented +answered):\n%s", diff)
-	}
-}
-
-// BenchmarkForms takes turns between the two forms of the same command, as the
-// speed of a shared machine drifts, and compares their medians.
-func BenchmarkForms(b *testing.B) {
-	s := startServer(b)
-	took := map[string][]time.Duration{}
-	for b.Loop() {
-		for _, form := range []string{"application/json", "text/event-stream"} {
-			begin := time.Now()
-			if _, body, err := s.post(context.Background(), "hello", "Accept", form); err != nil || !strings.Contains(body, `"success"`) {
-				b.Fatal(body, err)
-			}
-			took[form] = append(took[form], time.Since(begin))
-		}
-	}
-	median := func(form string) float64 {
-		slices.Sort(took[form])
-		return float64(took[form][len(took[form])/2])
-	}
-	b.ReportMetric(median("text/event-stream")/median("application/json"), "stream/json")
-}
-
-// BenchmarkStream is one command with 100,000 lines of 1 kB.
-func BenchmarkStream(b *testing.B) {
-	s := startServer(b, "VM_TIMEOUT=5m")
-	var bytes atomic.Int64
-	for b.Loop() {
-		request, _ := http.NewRequest("POST", s.url+"/command", strings.NewReader(`{"command":"emits 100000"}`))
-		request.Header.Set("Content-Type", "application/json")
-		request.Header.Set("Accept", "text/event-stream")
-		response, err := http.DefaultClient.Do(request)
-		if err != nil {
-			b.Fatal(err)
-		}
-		in := bufio.NewReaderSize(response.Body, 1<<20)
-		n, err := in.WriteTo(io.Discard)
-		response.Body.Close()
-		bytes.Add(n)
-		if err != nil || n < 100_000_000 {
-			b.Fatal(n, err)
-		}
-	}
-	b.SetBytes(bytes.Load() / int64(b.N))
-	b.ReportMetric(float64(peakMemory(b, s.cmd.Process.Pid))/(1<<20), "peak-MB")
+	s.back(before, 0)
 }

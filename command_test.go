@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
+	t.Parallel()
+	patient, impatient := startServer(t, "VM_TIMEOUT=1m"), startServer(t, "VM_TIMEOUT=4s")
+	playwright := []mcpServer{{"playwright", "connected"}}
+	success := func(result string) answer {
+		return answer{Status: "success", Result: result, NumTurns: 2, CostUSD: 0.25}
+	}
+	failed := func(code, message string) answer {
+		return answer{Status: "failed", Error: &problem{code, message}}
+	}
+	crashed := func(exit, stderr string) answer {
+		return failed("agent_crashed",
+			"Claude Code ended without a result: "+exit+"; the end of its stderr: "+stderr)
+	}
+	saying := func(text string, a answer) answer {
+		a.Result = text
+		return a
+	}
+	keyRefused := answer{Status: "failed", Error: errKeyRefused}
+	timeout := answer{Status: "timeout", Error: errTimeout}
+	interrupted := saying("half of it", timeout)
+	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
+	silent := crashed("exit status 0", "")
+	silent.SessionID, silent.MCPServers = "-", []mcpServer{}
+	const unknown = "No conversation found with session ID: x; " +
+		"leave session_id out to begin a new conversation"
+	tests := []struct {
+		name, command string
+		want          answer
+	}{
+		{"a plain answer", "hello", success("hello")},
+		{"the last of two results counts", "answers-twice", success("second")},
+		{"a turn after the result may be silent for longer than the exit grace",
+			"takes-another-turn", success("second")},
+		{"a result stands although the CLI exits with 1", "answers-and-fails", success("answered")},
+		{"a result stands although the CLI dies", "answers-and-dies", success("answered")},
+		{"a result and then silence", "answers-and-stays", success("answered")},
+		{"a result and then a closed stdout", "answers-and-closes-stdout", success("answered")},
+		{"garbage is skipped", "writes-garbage", success("writes-garbage")},
+		{"is_error decides, not subtype", "reports-an-error",
+			failed("agent_error", "API Error: 529 overloaded")},
+		{"an unknown session", "unknown-session", failed("session_not_found", unknown)},
+		{"the third refusal of the key ends the command", "key-refused", keyRefused},
+		{"no credentials at all", "not-logged-in", saying("Not logged in", keyRefused)},
+		{"an exit without a result", "exits", crashed("exit status 3", "the reason")},
+		{"a signal without a result", "dies",
+			saying("last words", crashed("signal: killed", ""))},
+		{"the end of a long stderr", "fills-stderr",
+			crashed("exit status 1", strings.Repeat("e", maxStderr-7)+"the end")},
+		{"an empty stream", "says-nothing", silent},
+		{"a CLI that reports when it is interrupted", "tells-when-interrupted", interrupted},
+		{"a CLI that doesn't care", "ignores-signals", saying("still here", timeout)},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := patient
+			if test.want.Status == "timeout" {
+				s = impatient
+			}
+			got := s.ask(test.command + " " + newMarker())
+			if got.DurationMS < 0 || got.DurationMS > 20000 {
+				t.Errorf("duration_ms is %d", got.DurationMS)
+			}
+			got.DurationMS = 0
+			switch test.want.SessionID {
+			case "":
+				test.want.SessionID, test.want.MCPServers = testSession, playwright
+			case "-":
+				test.want.SessionID = ""
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("answer (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestAClientThatGoesAwayCancelsItsCommand(t *testing.T) {
+	t.Parallel()
+	for _, accept := range []string{"application/json", "text/event-stream"} {
+		t.Run(accept, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t)
+			marker := newMarker()
+			ctx, cancel := context.WithCancel(context.Background())
+			outcomes := make(chan outcome, 1)
+			s.background(ctx, "waits "+marker, outcomes, "Accept", accept)
+			eventually(t, "the command runs", func() bool { return len(marked(t, marker)) > 0 })
+			cancel()
+			eventually(t, "its processes are gone", func() bool { return len(marked(t, marker)) == 0 })
+			s.logged("status=canceled code=client_gone")
+			s.goesOn()
+		})
+	}
+}

@@ -1,0 +1,216 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
+	"net/http"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/kelseyhightower/envconfig"
+	"go.yaml.in/yaml/v3"
+)
+
+var update = flag.Bool("update", false, "write the configuration table into README.md")
+
+var testName = regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w+`)
+
+// The table in README.md is printed from the tags of config.
+func TestTheReadmeShowsTheConfiguration(t *testing.T) {
+	var table bytes.Buffer
+	format := "| variable | default | meaning |\n|---|---|---|\n{{range .}}| `{{usage_key .}}` | " +
+		"{{with usage_default .}}`{{.}}`{{else}}none{{end}} | {{usage_description .}} |\n{{end}}"
+	if err := envconfig.Usagef("vm", &config{}, &table, format); err != nil {
+		t.Fatal(err)
+	}
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const begin = "<!-- configuration: go test -run Readme -update -->\n"
+	const end = "<!-- end of configuration -->"
+	before, rest, found1 := strings.Cut(string(readme), begin)
+	got, after, found2 := strings.Cut(rest, end)
+	if !found1 || !found2 {
+		t.Fatalf("README.md has no %q … %q", begin, end)
+	}
+	if *update {
+		written := before + begin + table.String() + end + after
+		if err := os.WriteFile("README.md", []byte(written), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if diff := cmp.Diff(table.String(), got); diff != "" {
+		t.Errorf("README.md (-want +got), rewrite it with go test -run Readme -update:\n%s", diff)
+	}
+}
+
+// SECURITY.md names a test for each promise; a name that is no test is a lie.
+func TestSecurityNamesTestsThatExist(t *testing.T) {
+	t.Parallel()
+	security, err := os.ReadFile("SECURITY.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var source strings.Builder
+	for _, pattern := range []string{".", "e2e"} {
+		entries, err := os.ReadDir(pattern)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, entry := range entries {
+			if strings.HasSuffix(entry.Name(), "_test.go") {
+				data, _ := os.ReadFile(pattern + "/" + entry.Name())
+				source.Write(data)
+			}
+		}
+	}
+	names := testName.FindAllString(string(security), -1)
+	if len(names) < 10 {
+		t.Errorf("SECURITY.md names %d tests", len(names))
+	}
+	for _, name := range names {
+		if !strings.Contains(source.String(), "func "+name+"(") {
+			t.Errorf("SECURITY.md names %s, which does not exist", name)
+		}
+	}
+}
+
+// openapi.yaml says what the server answers: every status with its error codes,
+// and every field of an answer.
+func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	type schema struct {
+		Properties map[string]struct {
+			Enum []string `yaml:"enum"`
+		} `yaml:"properties"`
+		Required []string `yaml:"required"`
+	}
+	var api struct {
+		Paths map[string]map[string]struct {
+			Responses map[int]struct {
+				Codes []string `yaml:"x-error-codes"`
+			} `yaml:"responses"`
+		} `yaml:"paths"`
+		Components struct {
+			Schemas map[string]schema `yaml:"schemas"`
+		} `yaml:"components"`
+	}
+	if err := yaml.Unmarshal(data, &api); err != nil {
+		t.Fatal(err)
+	}
+	documented := map[int]map[string]bool{}
+	for status, response := range api.Paths["/command"]["post"].Responses {
+		documented[status] = map[string]bool{}
+		for _, code := range response.Codes {
+			documented[status][code] = true
+		}
+	}
+
+	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200",
+		"VM_SHUTDOWN_GRACE=1h")
+	withToken := and(asJSON, "Authorization", "Bearer correct")
+	got := map[int]map[string]bool{}
+	answers := api.Components.Schemas["Answer"]
+	note := func(response *http.Response, body string) {
+		t.Helper()
+		var fields map[string]any
+		if err := json.Unmarshal([]byte(body), &fields); err != nil {
+			t.Fatalf("%v: %q", err, body)
+		}
+		var code string
+		if problem, isThere := fields["error"].(map[string]any); isThere {
+			code = problem["code"].(string)
+		}
+		status := response.StatusCode
+		if got[status] == nil {
+			got[status] = map[string]bool{}
+		}
+		if code != "" {
+			got[status][code] = true
+		}
+		if status != 200 {
+			return
+		}
+		for name := range fields {
+			if _, isThere := answers.Properties[name]; !isThere {
+				t.Errorf("openapi.yaml doesn't know the field %q of an answer", name)
+			}
+		}
+		for _, name := range answers.Required {
+			if _, isThere := fields[name]; !isThere {
+				t.Errorf("the required field %q is not in %s", name, body)
+			}
+		}
+	}
+	try := func(method, body string, header ...string) {
+		t.Helper()
+		response, text, err := s.send(context.Background(), method, "/command", body, header...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		note(response, text)
+	}
+	for _, command := range []string{
+		"hello", "reports-an-error", "not-logged-in", "unknown-session", "exits", "waits",
+	} {
+		try("POST", `{"command":"`+command+`"}`, withToken...)
+	}
+	try("GET", "", withToken...)
+	try("POST", "{}", withToken...)
+	try("POST", strings.Repeat("x", 300), withToken...)
+	try("POST", "{}", "Authorization", "Bearer correct")
+	try("POST", "{}", asJSON...)
+	try("POST", "{}", and(withToken, "Sec-Fetch-Site", "cross-site")...)
+	var response *http.Response
+	var text string
+	outcome := make(chan error, 1)
+	go func() {
+		var err error
+		response, text, err = s.post(context.Background(), "waits", withToken...)
+		outcome <- err
+	}()
+	s.queued(0)
+	try("POST", `{"command":"one too many"}`, withToken...)
+	s.cmd.Process.Signal(os.Interrupt)
+	var stopping map[string]any
+	eventually(t, "it is stopping", func() bool {
+		var status int
+		status, stopping = s.state()
+		return status == 503
+	})
+	try("POST", `{"command":"late"}`, withToken...)
+	s.cmd.Process.Signal(os.Interrupt)
+	if err := <-outcome; err != nil {
+		t.Fatal(err)
+	}
+	note(response, text)
+
+	health := api.Components.Schemas["Health"]
+	status, healthy := startServer(t).state()
+	for _, status := range []int{status, 503} {
+		if _, isDocumented := api.Paths["/healthz"]["get"].Responses[status]; !isDocumented {
+			t.Errorf("openapi.yaml doesn't know the status %d of /healthz", status)
+		}
+	}
+	for _, state := range []map[string]any{healthy, stopping} {
+		for name := range state {
+			if _, isThere := health.Properties[name]; !isThere {
+				t.Errorf("openapi.yaml doesn't know the field %q of /healthz", name)
+			}
+		}
+	}
+	if diff := cmp.Diff(documented, got); diff != "" {
+		t.Errorf("openapi.yaml and the server (-documented +answered):\n%s", diff)
+	}
+}

@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// What tests use of the program's inside, beside answer, problem and the limits,
+// stands here.
+
+// serveAs runs a server that is not quite the program: "sweep off" leaves the
+// sweep out, for negative controls; with "short lives" a spare is old after a
+// second.
+func serveAs(role string) error {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	cfg, err := loadConfig(log)
+	if err != nil {
+		return err
+	}
+	s := newServer(cfg, log)
+	switch role {
+	case "sweep off":
+		s.keeper.sweep = func() (sweepResult, error) { return sweepResult{}, nil }
+	case "short lives":
+		s.keeper.maxAge = time.Second
+	}
+	return s.serve(context.Background())
+}
+
+// keyring is a key proxy, and which agent may use it.
+type keyring struct{ proxy *keyProxy }
+
+func newKeyring(key string, api *url.URL) (keyring, http.Handler) {
+	k := keyring{newKeyProxy(key, api)}
+	return k, k.proxy
+}
+
+// issue lets an agent that isn't there use the key; stop is told why it must end.
+func (k keyring) issue(placeholder string, stop context.CancelCauseFunc) {
+	k.proxy.allow(&agent{placeholder: placeholder, stop: stop})
+}
+
+// void lets no agent use the key.
+func (k keyring) void() { k.proxy.allow(nil) }
+
+// replyTo answers a client, which accepts a type, as soon as the response is
+// sent to the channel, and returns all that the client was sent.
+func replyTo(accept string, heartbeat time.Duration, response <-chan string) (body string) {
+	w, r := httptest.NewRecorder(), httptest.NewRequest("POST", "/command", nil)
+	r.Header.Set("Accept", accept)
+	events := make(chan event) // which stays open
+	go func() { events <- event{"response", []byte(<-response)} }()
+	reply(w, r, heartbeat, events)
+	return w.Body.String()
+}
+
+// decode is what a body asks for.
+func decode(body []byte) (prompt, session string, err error) {
+	c, err := decodeRequest(body)
+	if err != nil {
+		return "", "", err
+	}
+	return c.prompt, c.session, nil
+}
+
+// splitLines writes data in chunks to a splitter and returns its lines.
+func splitLines(data []byte, chunk int) (lines [][]byte) {
+	out := &splitter{line: func(line []byte) { lines = append(lines, line) }}
+	for part := range slices.Chunk(data, chunk) {
+		out.Write(part)
+	}
+	return lines
+}
+
+// judgeLines is the answer that lines of the CLI's output come to.
+func judgeLines(lines [][]byte) answer {
+	t := &transcript{}
+	for _, line := range lines {
+		if m := parseLine(line); m != nil {
+			t.note(m, false)
+		}
+	}
+	t.judge()
+	return t.answer
+}
+
+// stampOf is what a spare's freshness is judged by, line by line.
+func stampOf(workspace, home string) []string {
+	agent := account{home: home, settings: home + "/.claude"}
+	cfg := &config{Workspace: workspace, Warm: true, agent: agent}
+	return strings.Split(startStamp(cfg), "\n")
+}
