@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"time"
 )
@@ -46,8 +45,7 @@ func (c *commands) run(ctx context.Context, p *place, j job) *transcript {
 
 	t.judge()
 	t.DurationMS = time.Since(started).Milliseconds()
-	data, _ := json.Marshal(t.answer)
-	j.events <- event{"response", data}
+	j.events <- event{"response", encode(t.answer)}
 	return t
 }
 
@@ -87,7 +85,8 @@ func (c *commands) execute(ctx context.Context, j job) *transcript {
 // not complete, or some of it is still in the pipe. That is looked at when the
 // spare and everything it started are dead (attend has swept), so nobody is left
 // who could read more; and the server itself, which holds both ends of the pipe,
-// reads nothing. A spare that hung before it read is killed for the same reason:
+// reads nothing. An agent could put some of it back, so what says anything of its own
+// counts as having read it. A spare that hung before it read is killed for the same reason:
 // so that this can be looked at, and the command need not wait for its timeout.
 func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 	spare := c.keeper.take(j.session)
@@ -101,7 +100,7 @@ func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 		hung.Stop()
 		t.warm = true
 
-		mayTryAgain := t.unread && ctx.Err() == nil
+		mayTryAgain := t.unread && !t.begun && ctx.Err() == nil
 		if !mayTryAgain {
 			return t, nil
 		}
@@ -126,23 +125,26 @@ func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 
 	a.prompt.give(j.prompt)
 	t := &transcript{}
-	err := c.follow(a, t, j.events)
-	if err != nil {
-		t.stopped = fail("agent_crashed", "%v; restart the container", err)
-		t.complete = false
-		return t
-	}
+	c.follow(a, t, j.events)
 
 	t.stopped = context.Cause(a.ctx)
-	t.exit = a.exit
-	t.stderr = string(a.stderr)
-	t.unread = a.prompt.unread()
+	if a.hasExited() {
+		t.exit = a.exit
+	}
+	if t.unswept == nil {
+		t.stderr = string(a.stderr)
+		t.unread = a.prompt.unread()
+	}
 	return t
 }
 
-// follow takes the agent's lines in until it is over and swept. An error is the
-// sweep's; then output may be left.
-func (c *commands) follow(a *agent, t *transcript, events chan<- event) error {
+// follow takes the agent's lines in until it is over and swept. Where it can't be
+// swept, output may be left.
+func (c *commands) follow(a *agent, t *transcript, events chan<- event) {
+	for _, line := range a.early {
+		c.take(line, a, t, events)
+	}
+
 	lines := a.lines
 	swept := c.sweepAfter(a)
 	var silent <-chan time.Time // begins anew with each line, once there is a result
@@ -163,14 +165,14 @@ func (c *commands) follow(a *agent, t *transcript, events chan<- event) error {
 		case <-silent:
 			a.stop(errSilent)
 		case outcome := <-swept:
-			if outcome.err != nil {
-				return outcome.err
+			t.Swept = outcome.killed
+			t.unswept = outcome.err
+			if t.unswept != nil {
+				return
 			}
-			t.swept = outcome.killed
 			swept = nil
 		}
 	}
-	return nil
 }
 
 // take takes one line in and passes it on.

@@ -26,10 +26,20 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		a.Result = text
 		return a
 	}
+	leaving := func(swept int, a answer) answer {
+		a.Swept = swept
+		return a
+	}
+	background := func(swept int, a answer) answer {
+		a.Background = true
+		return leaving(swept, a)
+	}
 	keyRefused := answer{Status: "failed", Error: errKeyRefused}
 	timeout := answer{Status: "timeout", Error: errTimeout}
 	interrupted := saying("half of it", timeout)
 	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
+	late := saying("all of it", timeout)
+	late.NumTurns, late.CostUSD = 2, 0.25
 	silent := crashed("exit status 0", "")
 	silent.SessionID, silent.MCPServers = "-", []mcpServer{}
 	const unknown = "No conversation found with session ID: x; " +
@@ -44,8 +54,10 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 			"takes-another-turn", success("second")},
 		{"a result stands although the CLI exits with 1", "answers-and-fails", success("answered")},
 		{"a result stands although the CLI dies", "answers-and-dies", success("answered")},
-		{"a result and then silence", "answers-and-stays", success("answered")},
-		{"a result and then a closed stdout", "answers-and-closes-stdout", success("answered")},
+		{"a result and then silence", "answers-and-stays",
+			background(1, success("answered"))},
+		{"a result and then a closed stdout", "answers-and-closes-stdout",
+			background(0, success("answered"))},
 		{"garbage is skipped", "writes-garbage", success("writes-garbage")},
 		{"is_error decides, not subtype", "reports-an-error",
 			failed("agent_error", "API Error: 529 overloaded")},
@@ -59,7 +71,9 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 			crashed("exit status 1", strings.Repeat("e", maxStderr-7)+"the end")},
 		{"an empty stream", "says-nothing", silent},
 		{"a CLI that reports when it is interrupted", "tells-when-interrupted", interrupted},
-		{"a CLI that doesn't care", "ignores-signals", saying("still here", timeout)},
+		{"a good result after the stop is text, no verdict", "answers-well-when-interrupted", late},
+		{"a CLI that doesn't care", "ignores-signals",
+			leaving(1, saying("still here", timeout))},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -23,6 +23,7 @@ type agent struct {
 	stamp       string // of what it read at its start
 	started     time.Time
 
+	early  [][]byte      // what its hooks said while it waited; the keeper's, then the command's
 	lines  chan []byte   // of its stdout, nil for one that was too long; closed after its end
 	exited chan struct{} // closed when it has ended
 	exit   string        // how it ended; read it once exited is closed

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -25,6 +26,7 @@ import (
 type handler struct {
 	cfg      *config
 	log      *slog.Logger
+	refusals *slog.Logger
 	queue    *queue
 	commands *commands
 	keeper   *keeper
@@ -40,7 +42,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	case "/healthz":
 		if h.allows(w, r, "GET", "HEAD") {
-			h.tellHealth(w)
+			h.tellHealth(w, r)
 		}
 	default:
 		h.refuse(w, r, fail("not_found", "there are POST /command and GET /healthz"))
@@ -161,7 +163,7 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 		w.Header().Set("Retry-After", "10")
 	}
 
-	h.log.Info("refused", "remote", r.RemoteAddr, "status", "rejected", "code", why.Code)
+	h.refusals.Info("refused", "remote", r.RemoteAddr, "status", "rejected", "code", why.Code)
 	writeJSON(w, status, map[string]any{"status": "rejected", "error": why})
 }
 
@@ -175,32 +177,42 @@ func (h *handler) logCommand(r *http.Request, t *transcript, err error) {
 		"duration_ms", t.DurationMS,
 		"exit", t.exit,
 		"warm", t.warm,
-		"swept", t.swept,
+		"swept", t.Swept,
 		"lines_skipped", t.skipped,
-		"cost_usd", t.CostUSD,
+		"conversation_cost_usd", t.CostUSD,
 		"answered", err == nil)
 }
 
-// tellHealth answers GET /healthz, which needs no token.
-func (h *handler) tellHealth(w http.ResponseWriter) {
-	length := h.queue.length()
-	state := map[string]any{
-		"status":    "ok",
-		"busy":      length > 0,
-		"queued":    max(0, length-1),
-		"version":   version,
-		"key_proxy": h.cfg.keyProxied,
-		"warm":      h.keeper.state(),
-	}
-	h.health.describe(state)
-
+// tellHealth answers GET /healthz: anybody gets the status, and who may send a
+// command the rest.
+func (h *handler) tellHealth(w http.ResponseWriter, r *http.Request) {
 	status := http.StatusOK
-	if why := h.queue.closed(); why != nil {
+	state := map[string]any{"status": "ok"}
+	why := h.queue.closed()
+	if why != nil {
 		status = http.StatusServiceUnavailable
 		state["status"] = "unavailable"
-		state["reason"] = why.Error()
+	}
+
+	if h.isFromHere(r) && h.hasToken(r) {
+		h.describe(state)
 	}
 	writeJSON(w, status, state)
+}
+
+func (h *handler) describe(state map[string]any) {
+	length := h.queue.length()
+	state["busy"] = length > 0
+	state["queued"] = max(0, length-1)
+	state["version"] = version
+	state["key_proxy"] = h.cfg.keyProxied
+	state["warm"] = h.keeper.state()
+	h.health.describe(state)
+
+	why := h.queue.closed()
+	if why != nil {
+		state["reason"] = why.Error()
+	}
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {
@@ -208,5 +220,14 @@ func writeJSON(w http.ResponseWriter, status int, value any) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(value)
+	w.Write(append(encode(value), '\n'))
+}
+
+// encode writes JSON for programs that aren't browsers: <, > and & as they are.
+func encode(value any) []byte {
+	var out bytes.Buffer
+	in := json.NewEncoder(&out)
+	in.SetEscapeHTML(false)
+	in.Encode(value)
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
 }

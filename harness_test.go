@@ -227,9 +227,15 @@ func (s *testServer) describe(session string, header ...string) (d selfDescripti
 	return d
 }
 
-// state asks GET /healthz.
+// state asks GET /healthz, with the server's token if it has one.
 func (s *testServer) state() (status int, state map[string]any) {
-	response, body, err := s.send(context.Background(), "GET", "/healthz", "")
+	var header []string
+	for _, entry := range s.cmd.Env {
+		if token, isThere := strings.CutPrefix(entry, "VM_TOKEN="); isThere {
+			header = []string{"Authorization", "Bearer " + token}
+		}
+	}
+	response, body, err := s.send(context.Background(), "GET", "/healthz", "", header...)
 	if err != nil {
 		return 0, nil
 	}

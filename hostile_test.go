@@ -82,6 +82,20 @@ func hostileClaude() {
 		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,"num_turns":7,` +
 			`"total_cost_usd":0.5,"session_id":"` + testSession + `"}`)
 		return
+	case "answers-well-when-interrupted": // as for a subagent that is at work
+		interrupted := make(chan os.Signal, 1)
+		signal.Notify(interrupted, syscall.SIGINT)
+		say("half of it")
+		<-interrupted
+		result("all of it")
+		return
+	case "puts-a-byte-back":
+		back, _ := os.OpenFile("/proc/self/fd/0", os.O_WRONLY, 0)
+		back.WriteString("x")
+		os.Exit(8)
+	case "says-markup":
+		result("<b>&</b>")
+		return
 	case "closes-stdout":
 		os.Stdout.Close()
 		os.Stdout = nil // the child holds none either
@@ -250,6 +264,9 @@ func misbehaveWhileIdle() {
 		signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	case there("speaks-before-it-is-asked"):
 		result("forged")
+	case there("runs-a-hook"):
+		emit(`{"type":"system","subtype":"hook_started","hook_name":"SessionStart"}`)
+		emit(`{"type":"system","subtype":"hook_response","hook_name":"SessionStart"}`)
 	case there("never-reads"):
 		time.Sleep(time.Hour)
 	case there("dies-on-the-prompt-unread"):

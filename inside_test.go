@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -19,12 +18,13 @@ import (
 // sweep out, for negative controls; with "short lives" a spare is old after a
 // second.
 func serveAs(role string) error {
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log, refusals, sink := newLog(os.Stderr)
+	defer sink.flush()
 	cfg, err := loadConfig(log)
 	if err != nil {
 		return err
 	}
-	s := newServer(cfg, log)
+	s := newServer(cfg, log, refusals)
 	switch role {
 	case "sweep off":
 		s.keeper.sweep = func() (sweepResult, error) { return sweepResult{}, nil }

@@ -52,12 +52,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 
 	debug.SetMemoryLimit(32 << 20) // collect garbage early: the agent needs the memory
-	log := slog.New(slog.NewTextHandler(stderr, nil))
+	log, refusals, sink := newLog(stderr)
+	defer sink.flush()
 	cfg, err := loadConfig(log)
 	if err != nil {
 		return err
 	}
-	return newServer(cfg, log).serve(ctx)
+	return newServer(cfg, log, refusals).serve(ctx)
 }
 
 // server is the parts of one run, which know each other only downwards.
@@ -73,7 +74,7 @@ type server struct {
 	abort    context.CancelCauseFunc // ends every command, with the reason
 }
 
-func newServer(cfg *config, log *slog.Logger) *server {
+func newServer(cfg *config, log, refusals *slog.Logger) *server {
 	s := &server{cfg: cfg, log: log}
 	health := &health{}
 	running, abort := context.WithCancelCause(context.Background())
@@ -98,6 +99,7 @@ func newServer(cfg *config, log *slog.Logger) *server {
 	s.handler = &handler{
 		cfg:      cfg,
 		log:      log,
+		refusals: refusals,
 		queue:    s.queue,
 		commands: commands,
 		keeper:   s.keeper,

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -35,9 +37,25 @@ type form interface {
 	heartbeat() []byte
 }
 
-// formOf is the form that the client asked for.
+// formOf is the form that the client asked for: a stream where it names that, and
+// doesn't want JSON more (RFC 9110, 12.5.1).
 func formOf(r *http.Request) form {
-	if strings.Contains(r.Header.Get("Accept"), "text/event-stream") {
+	quality := map[string]float64{}
+	accept := strings.Join(r.Header.Values("Accept"), ",")
+	for entry := range strings.SplitSeq(accept, ",") {
+		kind, parameters, err := mime.ParseMediaType(entry)
+		if err != nil {
+			continue
+		}
+		q, err := strconv.ParseFloat(parameters["q"], 64)
+		if err != nil {
+			q = 1
+		}
+		quality[kind] = q
+	}
+
+	stream := quality["text/event-stream"]
+	if stream > 0 && stream >= quality["application/json"] {
 		return streamForm{}
 	}
 	return jsonForm{}

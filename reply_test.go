@@ -11,6 +11,32 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+func TestAcceptIsReadAsHTTPMeansIt(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		accept   string
+		isStream bool
+	}{
+		{"", false},
+		{"*/*", false},
+		{"text/event-stream", true},
+		{"Text/Event-Stream", true},
+		{"application/json, text/event-stream", true},
+		{"text/event-stream;q=0", false},
+		{"application/json, text/event-stream;q=0.5", false},
+		{"application/json;q=0.5, text/event-stream", true},
+		{"text/event-streams", false},
+	}
+	for _, test := range tests {
+		response := make(chan string, 1)
+		response <- "{}"
+		body := replyTo(test.accept, 0, response)
+		if got := strings.HasPrefix(body, "event:"); got != test.isStream {
+			t.Errorf("Accept: %s is answered with a stream: %v", test.accept, got)
+		}
+	}
+}
+
 func TestAStreamTellsThePlacesTheLinesAndTheAnswer(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "VM_HEARTBEAT=50ms")

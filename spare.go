@@ -17,6 +17,9 @@ import (
 // well (measured).
 const spareAge = 30 * time.Minute
 
+// maxEarly is the longest line of a hook that a spare keeps, bytes.
+const maxEarly = 64 << 10
+
 // keeper owns the right to have an agent. Its lock is held for as long as somebody
 // has one: through a whole command. It is taken before any other lock.
 type keeper struct {
@@ -65,15 +68,34 @@ func (k *keeper) serves(a *agent, session string) bool {
 		return false
 	}
 
-	select {
-	case _, spoke := <-a.lines: // the line is lost, but so is the agent
-		k.log.Warn("the waiting Claude Code ended or spoke before it was asked", "spoke", spoke)
+	if !hear(a) {
+		k.log.Warn("the waiting Claude Code ended or spoke before it was asked")
 		return false
-	default:
 	}
 
 	isYoung := time.Since(a.started) < k.maxAge
 	return a.session == session && isYoung && a.stamp == startStamp(k.launcher.cfg)
+}
+
+// hear takes in what a spare has said so far, which may be what the user's hooks
+// say: it belongs to the output of the command that the spare will answer. It says
+// false for another word, which is lost, but so is the agent.
+func hear(a *agent) bool {
+	const most = 100 // lines
+
+	for {
+		select {
+		case line := <-a.lines:
+			m := parseLine(line)
+			isHook := m != nil && m.isHook()
+			if !isHook || len(a.early) == most || len(line) > maxEarly {
+				return false
+			}
+			a.early = append(a.early, line)
+		default:
+			return true
+		}
+	}
 }
 
 // discard ends a spare. It has half a second to take its own files away, for

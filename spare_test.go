@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -142,6 +143,8 @@ func TestASpareThatMisbehavesIsNoWorseThanNone(t *testing.T) {
 			success, "hello", long + "\n"},
 		{"it dies after it read the prompt: that is no second try", "", "exits",
 			"failed", "", "exits\n"},
+		{"it puts some of the prompt back: that is no second try either", "", "puts-a-byte-back",
+			"failed", "", "puts-a-byte-back\n"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -170,6 +173,34 @@ func TestASpareThatMisbehavesIsNoWorseThanNone(t *testing.T) {
 }
 
 // It is tried after each command and once a minute.
+// What the user's SessionStart hook says before there is a prompt is output of the
+// command, and no reason to do without the spare.
+func TestASpareWhoseHookSpeaksAnswers(t *testing.T) {
+	t.Parallel()
+	s := startWarm(t)
+	s.put("runs-a-hook")
+	s.ask("hello")
+	for range 3 {
+		spare, before := s.spare(), len(s.starts())
+		_, body, err := s.post(context.Background(), "describes-itself", "Accept", "text/event-stream")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(body, fmt.Sprintf(`\"PID\":%d`, spare.pid)) {
+			t.Errorf("it was not the spare %+v that answered: %s", spare, body)
+		}
+		for _, line := range []string{"hook_started", "hook_response"} {
+			if strings.Count(body, line) != 1 {
+				t.Errorf("%s comes %d times:\n%s", line, strings.Count(body, line), body)
+			}
+		}
+		s.spare()
+		if diff := cmp.Diff(1, len(s.starts())-before); diff != "" {
+			t.Errorf("starts for a command (-want +got):\n%s", diff)
+		}
+	}
+}
+
 func TestASpareThatFailsToStartDoesNotSpin(t *testing.T) {
 	t.Parallel()
 	s := startWarm(t)

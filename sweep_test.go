@@ -204,6 +204,10 @@ func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 		t.Errorf("a command ran beside what an earlier one left: %+v", next)
 	}
 	got := answers["daemon "+marker]
+	if got.Result != "daemon" {
+		t.Errorf("the result of a command that was over is lost: %+v", got)
+	}
+	s.logged(`exit="exit status 0"`)
 	if inShort(got) != "failed agent_crashed" || !strings.Contains(got.Error.Message, "cannot kill") {
 		t.Errorf("answer: %+v, %+v", got, got.Error)
 	}

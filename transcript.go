@@ -3,7 +3,7 @@ package main
 import (
 	"cmp"
 	"encoding/json"
-	"errors"
+	"math"
 	"strings"
 )
 
@@ -12,14 +12,16 @@ import (
 
 // answer is how an accepted command ended.
 type answer struct {
-	Status     string      `json:"status"`
-	Result     string      `json:"result"`
-	SessionID  string      `json:"session_id,omitempty"`
-	DurationMS int64       `json:"duration_ms"`
-	NumTurns   int         `json:"num_turns"`
-	CostUSD    float64     `json:"cost_usd"`
-	MCPServers []mcpServer `json:"mcp_servers"`
-	Error      *problem    `json:"error,omitempty"`
+	Status     string         `json:"status"`
+	Result     string         `json:"result"`
+	SessionID  string         `json:"session_id,omitempty"`
+	DurationMS int64          `json:"duration_ms"`
+	NumTurns   int            `json:"num_turns"`
+	CostUSD    float64        `json:"cost_usd"` // of the conversation so far (measured)
+	MCPServers few[mcpServer] `json:"mcp_servers"`
+	Swept      int            `json:"swept"` // processes that had to be killed
+	Background bool           `json:"background_stopped,omitempty"`
+	Error      *problem       `json:"error,omitempty"`
 }
 
 type mcpServer struct {
@@ -29,27 +31,29 @@ type mcpServer struct {
 
 // message is what matters of one line of the CLI's output.
 type message struct {
-	Type       string      `json:"type"`
-	Subtype    string      `json:"subtype"`
-	Error      string      `json:"error"`
-	Result     string      `json:"result"`
-	Errors     []string    `json:"errors"`
-	Attempt    int         `json:"attempt"` // of api_retry
-	Message    content     `json:"message"`
-	Parent     string      `json:"parent_tool_use_id"` // a subagent's messages have one
-	SessionID  string      `json:"session_id"`
-	Version    string      `json:"claude_code_version"`
-	MCPServers []mcpServer `json:"mcp_servers"`
-	IsError    bool        `json:"is_error"`
-	NumTurns   int         `json:"num_turns"`
-	CostUSD    float64     `json:"total_cost_usd"`
+	Type       string         `json:"type"`
+	Subtype    string         `json:"subtype"`
+	Error      string         `json:"error"`
+	Result     string         `json:"result"`
+	Errors     few[string]    `json:"errors"`
+	Attempt    int            `json:"attempt"` // of api_retry
+	Message    content        `json:"message"`
+	Parent     string         `json:"parent_tool_use_id"` // a subagent's messages have one
+	SessionID  string         `json:"session_id"`
+	Version    string         `json:"claude_code_version"`
+	MCPServers few[mcpServer] `json:"mcp_servers"`
+	IsError    bool           `json:"is_error"`
+	NumTurns   int            `json:"num_turns"`
+	CostUSD    float64        `json:"total_cost_usd"`
 }
 
 type content struct {
-	Content []struct {
-		Type string `json:"type"`
-		Text string `json:"text"`
-	} `json:"content"`
+	Content few[block] `json:"content"`
+}
+
+type block struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
 }
 
 // parseLine returns nil for what is no message. A field of an unexpected type
@@ -57,9 +61,7 @@ type content struct {
 func parseLine(line []byte) *message {
 	m := &message{}
 	err := json.Unmarshal(line, m)
-
-	var wrongType *json.UnmarshalTypeError
-	if err != nil && !errors.As(err, &wrongType) {
+	if err != nil && !isWrongType(err) {
 		return nil
 	}
 	if m.Type == "" {
@@ -79,6 +81,12 @@ func (m *message) text() string {
 	return strings.Join(texts, "\n")
 }
 
+// isHook says whether this comes of the user's own SessionStart hook, which a CLI
+// runs before it has a prompt (measured).
+func (m *message) isHook() bool {
+	return m.Type == "system" && strings.HasPrefix(m.Subtype, "hook_")
+}
+
 // refusesKey says whether the API will not take the server's key: the CLI has
 // given up, or a third try was refused, after which no other succeeds.
 func (m *message) refusesKey() bool {
@@ -94,6 +102,7 @@ type transcript struct {
 	conversation string   // as the last init named it
 	verdict      *message // the last result
 	complete     bool     // the verdict stands: no other turn has begun since
+	begun        bool     // the CLI said something that no hook says
 	skipped      int      // lines that were no message
 
 	stopped error  // why the agent was stopped, nil if it ended by itself
@@ -101,27 +110,33 @@ type transcript struct {
 	stderr  string // the end of it
 	unread  bool   // the CLI never had the whole prompt
 	warm    bool   // the CLI had been waiting
-	swept   int    // processes that had to be killed
+	unswept error  // why processes could not be cleared away, nil if they were
 }
 
 // note takes in one message. stopping says that the agent was told to stop
 // before this message came.
 //
 // A background task that ends after a result begins another turn with an init of
-// its own (measured), so the last result counts. What comes while stopping is
-// about the stop, unless it is a good result.
+// its own (measured), so the last result counts. What comes while stopping is no
+// verdict but text: a SIGINT lets a result go that was held back for a subagent,
+// and that is a good one (measured).
 func (t *transcript) note(m *message, stopping bool) {
 	t.SessionID = cmp.Or(m.SessionID, t.SessionID)
+	t.begun = t.begun || !m.isHook()
 	if stopping && t.complete {
 		return
 	}
 
 	switch {
 	case m.Type == "result":
-		t.verdict = m
 		t.NumTurns = m.NumTurns
-		t.CostUSD = m.CostUSD
-		t.complete = !stopping || !m.IsError
+		t.CostUSD = math.Round(m.CostUSD*1e9) / 1e9 // it is a sum of floats
+		if stopping {
+			t.Result = cmp.Or(m.Result, t.Result)
+			return
+		}
+		t.verdict = m
+		t.complete = true
 	case m.Subtype == "init":
 		t.complete = false
 		t.conversation = m.SessionID
@@ -134,32 +149,43 @@ func (t *transcript) note(m *message, stopping bool) {
 
 // judge completes the answer, once nothing more can come.
 //
-//	stopped for     the last result      the answer
-//	a reason        none that stands     the reason's
-//	                any that stands      as if it had not been stopped
-//	its silence     any                  as if it had not been stopped
-//	nothing         none                 failed: agent_crashed
-//	                good                 success
-//	                unknown session      failed: session_not_found
-//	                another error        failed: agent_error
+//	stopped for     the last result before that     the answer
+//	a reason        none, or a turn begun since     the reason's
+//	                one that stands                 as if it had not been stopped
+//	its silence     one that stands                 as if it had not been stopped
+//	nothing         none                            failed: agent_crashed
+//	                a good one                      success
+//	                an unknown session              failed: session_not_found
+//	                another error                   failed: agent_error
+//
+// Where processes are left the answer is failed: agent_crashed, with the result that
+// there was.
 //
 // is_error says whether a result is good: subtype can be success in an error,
 // and the exit status 0 after one (measured).
 func (t *transcript) judge() {
 	t.MCPServers = append([]mcpServer{}, t.MCPServers...) // JSON: [], not null
 
+	t.Background = t.stopped == errSilent
+
 	hasReason := t.stopped != nil && t.stopped != errSilent
+	isGood := t.verdict != nil && !t.verdict.IsError
+	if isGood && (!hasReason || t.complete) {
+		t.Result = t.verdict.Result
+	}
+
 	switch {
+	case t.unswept != nil:
+		t.fail(fail("agent_crashed", "%v; restart the container", t.unswept))
 	case hasReason && !t.complete:
 		t.fail(refusal(t.stopped))
 	case t.verdict == nil:
 		t.fail(fail("agent_crashed",
 			"Claude Code ended without a result: %s; the end of its stderr: %s", t.exit, t.stderr))
-	case t.verdict.IsError:
-		t.fail(t.verdict.problem())
-	default:
+	case isGood:
 		t.Status = "success"
-		t.Result = t.verdict.Result
+	default:
+		t.fail(t.verdict.problem())
 	}
 }
 
@@ -174,5 +200,7 @@ func (m *message) problem() *problem {
 		return fail("session_not_found",
 			"%s; leave session_id out to begin a new conversation", m.Errors[0])
 	}
-	return fail("agent_error", "%s", cmp.Or(m.Result, strings.Join(m.Errors, "; "), m.Subtype))
+
+	words := cmp.Or(m.Result, strings.Join(m.Errors, "; "), m.Subtype)
+	return fail("agent_error", "%s", cmp.Or(words, "Claude Code reports an error without a word"))
 }

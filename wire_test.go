@@ -29,7 +29,7 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 		request = "POST /command HTTP/1.1\r\nHost: localhost\r\n" + token + json + length + "\r\n" + body
 		chunked = "Transfer-Encoding: chunked\r\n"
 		chunks  = "1b\r\n" + body + "\r\n0\r\n\r\n"
-		health  = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+		health  = "GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + token + "\r\n"
 	)
 	with := func(pairs ...string) string { return strings.NewReplacer(pairs...).Replace(request) }
 	inChunks := func(header, chunks string) string { return with(length, header, body, chunks) }
