@@ -81,7 +81,7 @@ func newServer(cfg *config, log *slog.Logger) *server {
 	s.abort = abort
 	s.queue = newQueue(cfg.Queue)
 	s.children = &children{}
-	s.proxy = newKeyProxy(cfg.apiKey, cfg.api)
+	s.proxy = newKeyProxy(cfg, log)
 	s.launcher = &launcher{cfg: cfg, log: log, children: s.children}
 	s.keeper = &keeper{
 		log:      log,

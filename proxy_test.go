@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -34,7 +35,7 @@ func startProxy(t *testing.T, api http.HandlerFunc) (s *keyProxy, base string, u
 	if err != nil {
 		t.Fatal(err)
 	}
-	s = newKeyProxy(realKey, address)
+	s = newKeyProxy(&config{apiKey: realKey, api: address}, slog.New(slog.DiscardHandler))
 	proxy := httptest.NewServer(s)
 	t.Cleanup(proxy.Close)
 	return s, proxy.URL, upstream
@@ -42,7 +43,7 @@ func startProxy(t *testing.T, api http.HandlerFunc) (s *keyProxy, base string, u
 
 // issue lets an agent that isn't there use the key.
 func (s *keyProxy) issue(placeholder string, stop context.CancelCauseFunc) {
-	s.allow(&agent{placeholder: placeholder, stop: stop})
+	s.allow(&lease{placeholder: placeholder, stop: stop})
 }
 
 func askProxy(t *testing.T, url, key string, header ...string) (status int, text string) {
