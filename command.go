@@ -118,7 +118,8 @@ func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 // left and all output is read, or when processes could not be cleared away.
 func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 	defer a.release()
-	c.proxy.allow(a) // not before: a waiting one needs no key (measured)
+	// Not before: a waiting one needs no key (measured).
+	c.proxy.allow(&lease{placeholder: a.placeholder, stop: a.stop})
 	defer c.proxy.allow(nil)
 	unwatch := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
 	defer unwatch()

@@ -42,9 +42,10 @@ type config struct {
 	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY set: the agent gets a placeholder and a loopback base URL, the server alone holds the key"`
 	Warm          bool          `default:"true" desc:"keeps the next CLI started and waiting, so that an answer does not pay for its start-up"`
 
-	agent  account
-	api    *url.URL // the model's
-	apiKey string
+	agent     account
+	api       *url.URL // the model's; it may hold a login, so print its Host alone
+	apiKey    string
+	authToken string // a gateway's, which the CLI sends beside the key
 
 	// KeyProxy is what was asked for; these are what is in effect.
 	keyProxied  bool // the agent works by the key proxy
@@ -171,6 +172,7 @@ func (c *config) findKey(log *slog.Logger) (err error) {
 	}
 
 	c.apiKey = os.Getenv("ANTHROPIC_API_KEY")
+	c.authToken = strings.TrimSpace(os.Getenv("ANTHROPIC_AUTH_TOKEN"))
 	c.keyWithheld = c.KeyProxy
 	c.keyProxied = c.KeyProxy && c.apiKey != "" && !usesCloud
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -38,13 +39,13 @@ func serveAs(role string) error {
 type keyring struct{ proxy *keyProxy }
 
 func newKeyring(key string, api *url.URL) (keyring, http.Handler) {
-	k := keyring{newKeyProxy(key, api)}
+	k := keyring{newKeyProxy(&config{apiKey: key, api: api}, slog.New(slog.DiscardHandler))}
 	return k, k.proxy
 }
 
 // issue lets an agent that isn't there use the key; stop is told why it must end.
 func (k keyring) issue(placeholder string, stop context.CancelCauseFunc) {
-	k.proxy.allow(&agent{placeholder: placeholder, stop: stop})
+	k.proxy.allow(&lease{placeholder: placeholder, stop: stop})
 }
 
 // void lets no agent use the key.

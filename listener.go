@@ -42,7 +42,7 @@ func (c *connections) note(connection net.Conn, state http.ConnState) {
 		if c.open.Add(1) > descriptors()/3 {
 			connection.Close()
 		}
-	case http.StateClosed:
+	case http.StateClosed, http.StateHijacked: // the latter is never closed
 		c.open.Add(-1)
 	}
 }

@@ -82,7 +82,7 @@ func newServer(cfg *config, log, refusals *slog.Logger) *server {
 	s.abort = abort
 	s.queue = newQueue(cfg.Queue)
 	s.children = &children{}
-	s.proxy = newKeyProxy(cfg.apiKey, cfg.api)
+	s.proxy = newKeyProxy(cfg, log)
 	s.launcher = &launcher{cfg: cfg, log: log, children: s.children}
 	s.keeper = &keeper{
 		log:      log,

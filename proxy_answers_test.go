@@ -1,0 +1,239 @@
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What comes back through the key proxy, and what it says where nothing does. The
+// API writes to the connection itself, as a server would not misbehave so.
+
+// newRawAPI is an API that does with each connection what answer does, once it has
+// read a request's head.
+func newRawAPI(t *testing.T, answer func(out net.Conn, in *bufio.Reader)) (base string) {
+	t.Helper()
+	listener := listen(t)
+	serve := func(connection net.Conn) {
+		defer connection.Close()
+		in := bufio.NewReader(connection)
+		for line := "-"; line != "\r\n" && line != ""; {
+			line, _ = in.ReadString('\n')
+		}
+		answer(connection, in)
+	}
+	go func() {
+		for {
+			connection, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go serve(connection)
+		}
+	}()
+	return "http://" + listener.Addr().String()
+}
+
+// newNoAPI is an address at which nobody listens.
+func newNoAPI(t *testing.T) (base string) {
+	t.Helper()
+	listener := listen(t)
+	listener.Close()
+	return "http://" + listener.Addr().String()
+}
+
+// promptHead is the head of a prompt of that size.
+func promptHead(size int) string {
+	const first = "POST /v1/messages HTTP/1.1\r\nHost: x\r\n"
+	return fmt.Sprintf(first+"X-Api-Key: %s\r\nContent-Length: %d\r\n\r\n", presentPlaceholder, size)
+}
+
+// The API answers when it has read a part of the request, and goes on when it has
+// read the rest, which is sent when the answer has begun.
+func TestAnAnswerThatBeginsEarlyComesWhole(t *testing.T) {
+	t.Parallel()
+	const part = 1000
+	for _, size := range []int{2 * part, 200 * part, 2000 * part} {
+		t.Run(fmt.Sprintf("to a request of %d bytes", size), func(t *testing.T) {
+			t.Parallel()
+			p := newTestProxy(t, newRawAPI(t, func(out net.Conn, in *bufio.Reader) {
+				io.CopyN(io.Discard, in, part)
+				io.WriteString(out, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nfirst")
+				_, err := io.CopyN(io.Discard, in, int64(size-part))
+				if err == nil {
+					io.WriteString(out, " half")
+				}
+			}))
+			connection := p.dial(t)
+			defer connection.Close()
+			in := bufio.NewReader(connection)
+
+			for range 2 { // on the same connection
+				io.WriteString(connection, promptHead(size)+strings.Repeat("x", part))
+				response, err := http.ReadResponse(in, nil)
+				if err != nil {
+					t.Fatalf("no answer while the request is still being sent: %v", err)
+				}
+				got := make([]byte, len("first"))
+				io.ReadFull(response.Body, got)
+
+				io.WriteString(connection, strings.Repeat("x", size-part))
+				rest, err := io.ReadAll(response.Body)
+				if diff := cmp.Diff("first half", string(append(got, rest...))); diff != "" {
+					t.Errorf("the answer (-want +got):\n%s%v", diff, err)
+				}
+			}
+			if diff := cmp.Diff("", p.log.String()); diff != "" {
+				t.Errorf("the log (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Whoever answers without reading the request doesn't break the connection that the
+// agent goes on with.
+func TestARequestThatNobodyReadsBreaksNothing(t *testing.T) {
+	t.Parallel()
+	early := newRawAPI(t, func(out net.Conn, in *bufio.Reader) {
+		io.WriteString(out, "HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
+	})
+	tests := []struct {
+		name, api  string
+		size, want int
+	}{
+		{"a small one, and the API is out of reach", newNoAPI(t), 2, 502},
+		{"a large one, and the API is out of reach", newNoAPI(t), 2 << 20, 502},
+		{"a small one, and the API answers at once", early, 2, 413},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := newTestProxy(t, test.api)
+			connection := p.dial(t)
+			defer connection.Close()
+			in := bufio.NewReader(connection)
+
+			for range 10 {
+				io.WriteString(connection, promptHead(test.size)+strings.Repeat("x", test.size))
+				response, err := http.ReadResponse(in, nil)
+				if err != nil {
+					t.Fatalf("the connection broke: %v; the log:\n%s", err, p.log)
+				}
+				io.Copy(io.Discard, response.Body)
+				if diff := cmp.Diff(test.want, response.StatusCode); diff != "" {
+					t.Errorf("status (-want +got):\n%s", diff)
+				}
+			}
+			if strings.Contains(p.log.String(), "panic") {
+				t.Errorf("the log:\n%s", p.log)
+			}
+		})
+	}
+}
+
+func TestWhatIsOutOfReachIsToldAndLoggedOnceACommand(t *testing.T) {
+	t.Parallel()
+	const prompt = "what the prompt said"
+	raw := func(answer string) string {
+		return newRawAPI(t, func(out net.Conn, in *bufio.Reader) {
+			io.CopyN(io.Discard, in, 2)
+			io.WriteString(out, answer)
+		})
+	}
+	headEcho := raw("HTTP/1.1 200 OK\r\n" + realKey + prompt + "\r\n\r\n")
+	switches := raw("HTTP/1.1 101 X\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
+	noTLS := strings.Replace(newAPI(t, http.NotFound).URL, "http:", "https:", 1)
+	tests := []struct{ name, api, why string }{
+		{"nobody listens", newNoAPI(t), "connection refused"},
+		{"it closes the connection", raw(""), "it closed the connection"},
+		{"its answer breaks off in the head", raw("HTTP/1.1 200"), "it closed the connection"},
+		{"its first line is an echo", raw(realKey + prompt + "\r\n\r\n"), "gave a valid answer"},
+		{"its header is an echo", headEcho, "gave a valid answer"},
+		{"it switches protocols", switches, "it switched to another protocol"},
+		{"it speaks no TLS", noTLS, "gave a valid answer"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := newTestProxy(t, strings.Replace(test.api, "://", "://user:sesame@", 1))
+			told := ""
+			for range 2 { // commands
+				p.begin(func(error) {})
+				for range 3 {
+					_, text := p.send(t, "POST /v1/messages", "Connection: close")
+					isTold := strings.Contains(text, "cannot reach the model's API at 127.0.0.1:") &&
+						strings.Contains(text, test.why)
+					if !isTold {
+						t.Errorf("the CLI is told %s", text)
+					}
+					told += text
+				}
+			}
+
+			log := p.log.String()
+			if diff := cmp.Diff(2, strings.Count(log, "\n")); diff != "" {
+				t.Errorf("lines in the log, of two commands (-want +got):\n%s%s", diff, log)
+			}
+			for line := range strings.Lines(log) {
+				_, message, _ := strings.Cut(line, " level=WARN msg=")
+				hasForm := strings.HasPrefix(line, "time=") &&
+					strings.HasPrefix(message, `"cannot reach the model's API" host=127.0.0.1:`) &&
+					strings.Contains(message, test.why)
+				if !hasForm {
+					t.Errorf("a line of the log: %s", line)
+				}
+			}
+			for _, secret := range []string{realKey, prompt, "sesame", presentPlaceholder} {
+				if strings.Contains(log+told, secret) {
+					t.Errorf("%q is in the log or in an answer:\n%s%s", secret, log, told)
+				}
+			}
+		})
+	}
+}
+
+func TestAnAnswerThatBreaksOffIsLoggedInTheLogsForm(t *testing.T) {
+	t.Parallel()
+	p := newTestProxy(t, newRawAPI(t, func(out net.Conn, in *bufio.Reader) {
+		io.WriteString(out, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+	}))
+	p.send(t, "POST /v1/messages", "Connection: close")
+	const want = ` level=WARN msg="httputil: ReverseProxy read error during body copy: `
+	eventually(t, "the log says so", func() bool { return strings.Contains(p.log.String(), want) })
+}
+
+func TestARefusedKeyStopsTheCommandWhoseRequestItWas(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name, line string
+		status     int
+		want       []string
+	}{
+		{"a prompt is refused", "POST /v1/messages?beta=true", 401, []string{"first"}},
+		{"a prompt is forbidden", "POST /v1/messages", 403, nil},
+		{"a count of tokens is refused", "POST /v1/messages/count_tokens", 401, nil},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			var stopped []string
+			var p *testProxy
+			p = newTestProxy(t, newAPI(t, func(w http.ResponseWriter, r *http.Request) {
+				p.begin(func(error) { stopped = append(stopped, "second") })
+				w.WriteHeader(test.status)
+			}).URL)
+			p.begin(func(error) { stopped = append(stopped, "first") })
+
+			p.send(t, test.line, "Connection: close")
+			if diff := cmp.Diff(test.want, stopped); diff != "" {
+				t.Errorf("commands that are stopped (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
