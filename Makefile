@@ -1,10 +1,11 @@
 # make run     set everything up and start the server on 127.0.0.1:3001
+# make check   format, vet, lint and the unit tests, in a minute
 # make test    everything that can be checked without a container engine
-# make soak    ten minutes of hostile load, or SOAK=20m of it
+# make soak    ten minutes of hostile load (SOAK=20m for more), and the tests that wait for minutes
 # make idle    half an hour in which a started Claude Code waits
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 .POSIX:
-.PHONY: setup build run test tools unit e2e lint bench soak idle fuzz fuzz-briefly clean
+.PHONY: setup build run check test tools unit e2e lint bench soak idle fuzz fuzz-briefly clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
@@ -21,6 +22,10 @@ setup:
 run: setup build
 	scripts/run
 
+# What can be checked in a minute: neither npm, Chromium nor root is needed.
+check: lint
+	go test -count=1 -timeout 5m -parallel 8 -skip '^Test(Soak|Long)' .
+
 test: setup lint unit fuzz-briefly e2e
 
 lint: tools
@@ -33,7 +38,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -timeout 20m -parallel 4 .
+	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
 
 e2e: build
 	go test -count=1 -timeout 20m -v -skip '^TestImage' ./e2e
@@ -42,11 +47,11 @@ bench: build
 	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
 	go test -run '^$$' -bench Waiting -benchtime 1x ./e2e
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
-	go test -run '^$$' -bench 'Flood|Stubborn|Stream' -benchtime 3x .
+	go test -run '^$$' -bench 'Flood|Stubborn|Stream|Chains' -benchtime 3x .
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
 soak:
-	SOAK=$(SOAK) go test -count=1 -run TestSoak -v -timeout 30m .
+	SOAK=$(SOAK) go test -count=1 -run '^Test(Soak|Long)' -v -timeout 40m .
 
 idle: build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e

@@ -32,7 +32,8 @@ const [url, command, timeout] = process.argv.slice(1);
     globalThis[key] = new Agent({ headersTimeout: +timeout, bodyTimeout: +timeout });
   }
   const response = await fetch(url + "/command", {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ command }),
+    method: "POST", headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ command }),
   });
   return (await response.json()).status;
 })().then(console.log, (e) => console.log(e.cause?.code ?? e.message));`

@@ -195,7 +195,15 @@ func TestTheRealCLIAnswersDespiteAFault(t *testing.T) {
 		marker := newMarker()
 		outcomes := make(chan outcome, 1)
 		s.background(context.Background(), "real bash: sh -c 'sleep 3600; : "+marker+"'", outcomes)
-		tool, _ := s.running(marker)
+		tool := 0
+		eventually(t, "the tool runs", func() bool { // and not just the shell that starts it
+			for _, line := range marked(t, marker) {
+				if pid, args, _ := strings.Cut(line, " "); strings.HasPrefix(args, "sh -c sleep") {
+					tool, _ = strconv.Atoi(pid)
+				}
+			}
+			return tool > 0
+		})
 		syscall.Kill(tool, syscall.SIGKILL)
 		o := <-outcomes
 		if o.answer.Status != "success" || !strings.Contains(o.answer.Result, "Exit code") {

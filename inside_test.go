@@ -52,14 +52,13 @@ func (k keyring) issue(placeholder string, stop context.CancelCauseFunc) {
 func (k keyring) void() { k.proxy.allow(nil) }
 
 // replyTo answers a client, which accepts a type, as soon as the response is
-// sent to the channel, and returns all that the client was sent.
-func replyTo(accept string, heartbeat time.Duration, response <-chan string) (body string) {
-	w, r := httptest.NewRecorder(), httptest.NewRequest("POST", "/command", nil)
+// sent to the channel.
+func replyTo(w http.ResponseWriter, accept string, heartbeat time.Duration, response <-chan string) {
+	r := httptest.NewRequest("POST", "/command", nil)
 	r.Header.Set("Accept", accept)
 	events := make(chan event) // which stays open
 	go func() { events <- event{"response", []byte(<-response)} }()
 	reply(w, r, heartbeat, events)
-	return w.Body.String()
 }
 
 // decode is what a body asks for.

@@ -112,7 +112,8 @@ func (c client) send(s *testServer, command string) (string, error) {
 		return strconv.Itoa(response.StatusCode), nil
 	}
 	if c.accept == "text/event-stream" {
-		parts := bytes.Split(data, []byte("\nevent: response\ndata: "))
+		begun := append([]byte("\n"), data...) // as the answer may be all there is
+		parts := bytes.Split(begun, []byte("\nevent: response\ndata: "))
 		if len(parts) != 2 {
 			return "", fmt.Errorf("%d answers in the stream", len(parts)-1)
 		}

@@ -25,7 +25,8 @@ func TestABodyIsOneObjectWithACommandAndPerhapsASession(t *testing.T) {
 		{"a closing brace too many", hello + "}", "not one JSON object"},
 		{"invalid UTF-8", "{\"command\":\"\xff\"}", "not UTF-8 at byte 12"},
 		{"a NUL", `{"command":"a\u0000"}`, "command holds a NUL at byte 1"},
-		{"a session that is no UUID", `{"command":"hello","session_id":"--help"}`, "session_id is not a UUID"},
+		{"a session that is no UUID", `{"command":"hello","session_id":"--help"}`,
+			"session_id is not a UUID"},
 		{"a session that is null", `{"command":"hello","session_id":null}`, "leave it out"},
 	}
 	for _, test := range tests {

@@ -1,8 +1,8 @@
 // The tests of the parts together: the built vm-server, the real Claude Code
 // CLI, the real Playwright MCP and the real Chromium; only the model is scripted.
 //
-// They run against bin/vm-server or, where E2E_IMAGE names an image, against a
-// container of it, by E2E_ENGINE (docker or podman).
+// They run against a vm-server that they build or, where E2E_IMAGE names an image,
+// against a container of it, by E2E_ENGINE (docker or podman).
 package main
 
 import (
@@ -59,14 +59,45 @@ func (b *buffer) String() string {
 
 var image, engine = os.Getenv("E2E_IMAGE"), os.Getenv("E2E_ENGINE")
 
-// need skips a test whose part is not here, with the reason; in CI it fails.
+// serverPath is the vm-server that is tested, built by TestMain.
+var serverPath string
+
+// TestMain builds the program from the source that is here, so that a stale one is
+// never tested.
+func TestMain(m *testing.M) {
+	status, err := buildAndRun(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		status = 1
+	}
+	os.Exit(status)
+}
+
+func buildAndRun(m *testing.M) (status int, err error) {
+	if image != "" {
+		return m.Run(), nil
+	}
+
+	dir, err := os.MkdirTemp("", "vm-server-e2e")
+	if err != nil {
+		return 0, err
+	}
+	defer os.RemoveAll(dir)
+	serverPath = dir + "/vm-server"
+	build := exec.Command("go", "build", "-trimpath", "-o", serverPath, "..")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	output, err := build.CombinedOutput()
+	if err != nil {
+		return 0, fmt.Errorf("cannot build vm-server: %w\n%s", err, output)
+	}
+	return m.Run(), nil
+}
+
+// need fails a test whose part is not here: the real parts are what it is about.
 func need(t testing.TB, path, remedy string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil && image == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%v: %s", err, remedy)
-		}
-		t.Skipf("%v: %s", err, remedy)
+		t.Fatalf("%v: %s", err, remedy)
 	}
 }
 
@@ -112,7 +143,6 @@ func start(t testing.TB, env ...string) *vm {
 
 func startIn(t testing.TB, dir string, env ...string) *vm {
 	t.Helper()
-	need(t, "../bin/vm-server", "make build")
 	need(t, "../node_modules/.bin/claude", "make setup")
 	m := &model{}
 	server := httptest.NewServer(m)
@@ -124,7 +154,7 @@ func startIn(t testing.TB, dir string, env ...string) *vm {
 		v.workspace = "/workspace"
 		v.cmd = v.containerCommand(env)
 	} else {
-		v.cmd = exec.Command(root(t) + "/bin/vm-server")
+		v.cmd = exec.Command(serverPath)
 		v.cmd.Dir = dir
 		v.cmd.Env = append([]string{"PATH=" + root(t) + "/node_modules/.bin:" + os.Getenv("PATH"), "HOME=" + dir + "/home", "TMPDIR=" + dir + "/tmp",
 			"VM_WORKSPACE=" + v.workspace, "VM_MCP_CONFIG=" + root(t) + "/.mcp.json"}, env...)
