@@ -24,7 +24,7 @@ run: setup build
 
 # What can be checked in a minute: neither npm, Chromium nor root is needed.
 check: lint
-	go test -count=1 -timeout 5m -parallel 8 -skip '^Test(Soak|Long)' .
+	go test -count=1 -timeout 5m -parallel 12 -skip '^Test(Soak|Long)' .
 
 test: setup lint unit fuzz-briefly e2e
 
@@ -38,7 +38,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
+	go test -race -count=1 -timeout 10m -parallel 12 -skip '^Test(Soak|Long)' .
 
 e2e: build
 	go test -count=1 -timeout 20m -v -skip '^TestImage' ./e2e
@@ -51,7 +51,7 @@ bench: build
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
 soak:
-	SOAK=$(SOAK) go test -count=1 -run '^Test(Soak|Long)' -v -timeout 40m .
+	SOAK=$(SOAK) go test -count=1 -run '^Test(Soak|Long)' -parallel 6 -v -timeout 40m .
 
 idle: build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"strconv"
+	"strings"
 	"syscall"
 )
 
@@ -15,6 +16,7 @@ import (
 // account is the agent's user.
 type account struct {
 	credential *syscall.Credential // nil where the agent runs as the server's own user
+	name       string              // "" for the server's own
 	home       string
 	settings   string // the folder of Claude Code's own settings
 }
@@ -37,44 +39,68 @@ func (c *config) findUser(log *slog.Logger) (err error) {
 	return err
 }
 
-func (c *config) becomeUser(log *slog.Logger) error {
-	named, err := user.Lookup(c.User)
+func (c *config) becomeUser(log *slog.Logger) (err error) {
+	c.agent, err = findAccount(c.User)
 	if err != nil {
-		return fmt.Errorf("cannot use VM_USER=%q: %w; name a user of this machine", c.User, err)
+		return fmt.Errorf("cannot use VM_USER=%q: %w; "+
+			"name a user of this machine, or give uid:gid", c.User, err)
 	}
-	credential, err := credentialOf(named)
-	if err != nil {
-		return fmt.Errorf("cannot read the ids of VM_USER=%q: %w", c.User, err)
+	uid := int(c.agent.credential.Uid)
+	if uid == 0 && os.Getenv("IS_SANDBOX") != "1" {
+		log.Warn("VM_USER is root: Claude Code refuses to run as root")
 	}
-	c.agent.home = named.HomeDir
 
 	self := os.Geteuid()
 	if self == 0 {
-		c.agent.credential = credential
 		return nil
 	}
-	if self != int(credential.Uid) {
+	if self != uid {
 		return fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; "+
 			"start it as root or as that user, or set VM_USER to nothing", c.User)
 	}
+	c.agent.credential = nil
 	log.Warn("server and agent are the same user: the agent can stop the server; " +
 		"start the server as root to keep them apart")
 	return nil
 }
 
+// findAccount is the named user's account, or for uid:gid one that needs no entry
+// anywhere: its home is /home/UID, its only group gid.
+func findAccount(name string) (account, error) {
+	uid, gid, isPair := strings.Cut(name, ":")
+	if isPair {
+		credential, err := idsOf(uid, gid)
+		a := account{credential: credential, name: uid, home: "/home/" + uid}
+		named, unknown := user.LookupId(uid)
+		if unknown == nil {
+			a.name = named.Username
+		}
+		return a, err
+	}
+
+	named, err := user.Lookup(name)
+	if err != nil {
+		return account{}, err
+	}
+	credential, err := credentialOf(named)
+	return account{credential: credential, name: name, home: named.HomeDir}, err
+}
+
 // credentialOf is the user's ids, with all of its groups.
 func credentialOf(named *user.User) (*syscall.Credential, error) {
-	texts, err := named.GroupIds()
+	groups, err := named.GroupIds()
 	if err != nil {
 		return nil, err
 	}
-	texts = append([]string{named.Uid, named.Gid}, texts...)
+	return idsOf(named.Uid, named.Gid, groups...)
+}
 
+func idsOf(uid, gid string, groups ...string) (*syscall.Credential, error) {
 	var ids []uint32
-	for _, text := range texts {
+	for _, text := range append([]string{uid, gid}, groups...) {
 		id, err := strconv.ParseUint(text, 10, 32)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%q is no id", text)
 		}
 		ids = append(ids, uint32(id))
 	}

@@ -34,6 +34,7 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		a.Background = true
 		return leaving(swept, a)
 	}
+	noCredentials := answer{Status: "failed", Error: errNoCredentials}
 	keyRefused := answer{Status: "failed", Error: errKeyRefused}
 	timeout := answer{Status: "timeout", Error: errTimeout}
 	interrupted := saying("half of it", timeout)
@@ -63,7 +64,9 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 			failed("agent_error", "API Error: 529 overloaded")},
 		{"an unknown session", "unknown-session", failed("session_not_found", unknown)},
 		{"the third refusal of the key ends the command", "key-refused", keyRefused},
-		{"no credentials at all", "not-logged-in", saying("Not logged in", keyRefused)},
+		{"a key that the CLI gives up on", "gives-up-on-its-key",
+			saying("Invalid API key", keyRefused)},
+		{"no credentials at all", "not-logged-in", saying("Not logged in", noCredentials)},
 		{"an exit without a result", "exits", crashed("exit status 3", "the reason")},
 		{"a signal without a result", "dies",
 			saying("last words", crashed("signal: killed", ""))},

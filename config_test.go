@@ -48,6 +48,27 @@ func TestStartIsRefused(t *testing.T) {
 			[]string{"VM_MCP_CONFIG"}},
 		{"an API address that is none", []string{"ANTHROPIC_BASE_URL=no URL"},
 			[]string{"ANTHROPIC_BASE_URL", "https://"}},
+		{"an API address without a scheme", []string{"ANTHROPIC_BASE_URL=//host"},
+			[]string{"ANTHROPIC_BASE_URL", "https://"}},
+		{"an API address of another scheme", []string{"ANTHROPIC_BASE_URL=ftp://secret@host"},
+			[]string{"ANTHROPIC_BASE_URL", "https://"}},
+		{"a key on two lines", []string{"ANTHROPIC_API_KEY=secret\nsecret"},
+			[]string{"ANTHROPIC_API_KEY", "one line"}},
+		{"a token of blanks", []string{"VM_TOKEN= \t"}, []string{"VM_TOKEN", "blank"}},
+		{"a token on two lines", []string{"VM_TOKEN=secret\nsecret"}, []string{"token", "one line"}},
+		{"a grace that would overflow", []string{"VM_STOP_GRACE=1500000h"},
+			[]string{"VM_STOP_GRACE", "1000h"}},
+		{"a switch that is none", []string{"VM_WARM=perhaps"}, []string{"VM_WARM", "true or false"}},
+		{"a number that is none", []string{"VM_QUEUE=many"}, []string{"VM_QUEUE", "a number"}},
+		{"a workspace that is a file", []string{"VM_WORKSPACE=" + empty},
+			[]string{"VM_WORKSPACE", "no folder"}},
+		{"an MCP configuration that is a folder", []string{"VM_MCP_CONFIG=" + directory},
+			[]string{"VM_MCP_CONFIG", "directory"}},
+		{"an MCP configuration that is no JSON", []string{"VM_MCP_CONFIG=" + empty},
+			[]string{"VM_MCP_CONFIG", "not JSON"}},
+		{"quotes in the arguments", []string{`VM_CLAUDE_ARGS=--append-system-prompt "be brief"`},
+			[]string{"VM_CLAUDE_ARGS", "without a shell"}},
+		{"ids that are none", []string{"VM_USER=a:b"}, []string{"VM_USER", "uid:gid"}},
 		{"an unknown user", []string{"VM_USER=no-such-user"}, []string{"VM_USER", "no-such-user"}},
 	}
 	for _, test := range tests {
@@ -62,6 +83,11 @@ func TestStartIsRefused(t *testing.T) {
 			for _, want := range test.want {
 				if !strings.Contains(string(output), want) {
 					t.Errorf("the message doesn't say %q: %s", want, output)
+				}
+			}
+			for _, word := range []string{"strconv", "envconfig", "assigning", "time.Parse"} {
+				if strings.Contains(string(output), word) {
+					t.Errorf("the message speaks of %s: %s", word, output)
 				}
 			}
 			if strings.Contains(string(output), "secret") {
@@ -89,5 +115,58 @@ func TestStartIsAllowed(t *testing.T) {
 	open := startServer(t, "VM_ADDR=:0", "VM_ALLOW_NO_TOKEN=true")
 	if !strings.Contains(open.stderr.String(), "level=WARN") {
 		t.Errorf("no warning of a server without a token:\n%s", open.stderr)
+	}
+}
+
+// Each of these kept the server from starting, or every command from an answer.
+func TestWhatIsUsualInAnEnvironmentWorks(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		env  []string
+	}{
+		{"an empty workspace is the default", []string{"VM_WORKSPACE="}},
+		{"empty variables of every kind", []string{"VM_TOKEN=", "VM_TIMEOUT=", "VM_QUEUE=", "VM_WARM="}},
+		{"a key that ends with a newline", []string{"ANTHROPIC_API_KEY=key\n"}},
+		{"a queue of the largest number", []string{"VM_QUEUE=9223372036854775807"}},
+		{"a queue of billions", []string{"VM_QUEUE=20000000000"}},
+		{"a Service of Kubernetes named vm", []string{"VM_SERVICE_HOST=10.0.0.1", "VM_SERVICE_PORT=3001",
+			"VM_SERVICE_PORT_HTTP=3001", "VM_PORT=tcp://10.0.0.1:3001", "VM_PORT_3001_TCP=tcp://10.0.0.1:3001",
+			"VM_PORT_3001_TCP_PROTO=tcp", "VM_PORT_3001_TCP_PORT=3001", "VM_PORT_3001_TCP_ADDR=10.0.0.1"}},
+		{"a Service of Kubernetes named vm-two", []string{"VM_TWO_SERVICE_HOST=10.0.0.1",
+			"VM_TWO_PORT=tcp://10.0.0.1:3001", "VM_TWO_PORT_3001_TCP=tcp://10.0.0.1:3001"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s := startServer(t, test.env...)
+			s.goesOn()
+			key := "ANTHROPIC_API_KEY=key"
+			for _, entry := range s.describe("").Env {
+				if strings.HasPrefix(entry, "VM_") || strings.HasPrefix(entry, key) {
+					t.Errorf("the agent's environment holds %q", entry)
+				}
+			}
+		})
+	}
+}
+
+func TestATokenLosesTheWhiteSpaceAroundIt(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct\n")
+	response, _, err := s.post(context.Background(), "hello", "Authorization", "Bearer correct")
+	if err != nil || response.StatusCode != 200 {
+		t.Errorf("%v %v", response, err)
+	}
+}
+
+// The control is a key.
+func TestAStartWithoutCredentialsWarns(t *testing.T) {
+	t.Parallel()
+	for env, warns := range map[string]bool{"X=": true, "ANTHROPIC_API_KEY=key": false} {
+		s := startServer(t, env)
+		if got := strings.Contains(s.stderr.String(), "no credentials are set"); got != warns {
+			t.Errorf("%s: a warning: %v, want %v:\n%s", env, got, warns, s.stderr)
+		}
 	}
 }

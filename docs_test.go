@@ -162,7 +162,7 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		note(response, text)
 	}
 	for _, command := range []string{
-		"hello", "reports-an-error", "not-logged-in", "unknown-session", "exits", "waits",
+		"hello", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits", "waits",
 	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}

@@ -117,7 +117,8 @@ func (l *launcher) environment(placeholder string) []string {
 	}
 
 	if l.cfg.User != "" {
-		env = append(env, "HOME="+l.cfg.agent.home, "USER="+l.cfg.User, "LOGNAME="+l.cfg.User)
+		name := l.cfg.agent.name
+		env = append(env, "HOME="+l.cfg.agent.home, "USER="+name, "LOGNAME="+name)
 	}
 	if l.cfg.keyProxied {
 		env = append(env, "ANTHROPIC_API_KEY="+placeholder, "ANTHROPIC_BASE_URL="+l.proxyURL)

@@ -212,7 +212,7 @@ type selfDescription struct {
 	Args, Env []string
 	Dir       string
 	Leads     bool // a process group
-	UID       int
+	UID, GID  int
 	PID       int
 	Started   string
 }

@@ -157,6 +157,11 @@ func hostileClaude() {
 			time.Sleep(50 * time.Millisecond)
 		}
 		time.Sleep(time.Hour)
+	case "gives-up-on-its-key":
+		emit(`{"type":"assistant","error":"authentication_failed",` +
+			`"message":{"content":[{"type":"text","text":"Invalid API key"}]}}`)
+		emit(`{"type":"result","subtype":"success","is_error":true,"api_error_status":401}`)
+		os.Exit(1)
 	case "not-logged-in":
 		emit(`{"type":"assistant","error":"authentication_failed",` +
 			`"message":{"content":[{"type":"text","text":"Not logged in"}]}}`)
@@ -174,7 +179,7 @@ func hostileClaude() {
 		group, _ := syscall.Getpgid(0)
 		me := identify(os.Getpid())
 		data, _ := json.Marshal(selfDescription{os.Args[1:], os.Environ(), directory,
-			group == me.pid, os.Getuid(), me.pid, me.started})
+			group == me.pid, os.Getuid(), os.Getgid(), me.pid, me.started})
 		result(string(data))
 		return
 	case "one-large-line":

@@ -36,7 +36,7 @@ var ending = []task{
 	{"runs-out-of-memory", "failed agent_crashed"}, {"reports-an-error", "failed agent_error"},
 	{"unknown-session", "failed session_not_found"},
 	{"key-refused", "failed authentication_failed"},
-	{"not-logged-in", "failed authentication_failed"},
+	{"not-logged-in", "failed no_credentials"},
 }
 
 // stubborn are commands that end by VM_TIMEOUT alone.

@@ -1,7 +1,8 @@
 // vm-server answers POST /command by running Claude Code, and leaves no process
 // behind. README.md says how to use it.
 //
-// To read it, follow a command: config.go, listener.go, handler.go, request.go,
+// To read it, follow a command: config.go (and environ.go, api.go, paths.go,
+// account.go, which it calls), listener.go, handler.go, request.go,
 // queue.go, command.go, spare.go, exec.go and sweep.go; and back with what it came
 // to: lines.go, transcript.go, reply.go.
 package main

@@ -43,6 +43,7 @@ type message struct {
 	Version    string         `json:"claude_code_version"`
 	MCPServers few[mcpServer] `json:"mcp_servers"`
 	IsError    bool           `json:"is_error"`
+	APIStatus  int            `json:"api_error_status"`
 	NumTurns   int            `json:"num_turns"`
 	CostUSD    float64        `json:"total_cost_usd"`
 }
@@ -87,13 +88,10 @@ func (m *message) isHook() bool {
 	return m.Type == "system" && strings.HasPrefix(m.Subtype, "hook_")
 }
 
-// refusesKey says whether the API will not take the server's key: the CLI has
-// given up, or a third try was refused, after which no other succeeds.
+// refusesKey says whether the API will not take the server's key: a third try was
+// refused, after which no other succeeds.
 func (m *message) refusesKey() bool {
-	if m.Error != "authentication_failed" {
-		return false
-	}
-	return m.Type == "assistant" || m.Attempt >= 3
+	return m.Error == "authentication_failed" && m.Attempt >= 3
 }
 
 // transcript is what is kept of a command's course: the last of everything.
@@ -102,6 +100,7 @@ type transcript struct {
 	conversation string   // as the last init named it
 	verdict      *message // the last result
 	complete     bool     // the verdict stands: no other turn has begun since
+	unauthorized bool     // the last words of the agent are that the API refuses it
 	begun        bool     // the CLI said something that no hook says
 	skipped      int      // lines that were no message
 
@@ -143,6 +142,7 @@ func (t *transcript) note(m *message, stopping bool) {
 		t.MCPServers = m.MCPServers
 	case m.Type == "assistant" && m.Parent == "":
 		t.complete = false
+		t.unauthorized = m.Error == "authentication_failed"
 		t.Result = cmp.Or(m.text(), t.Result)
 	}
 }
@@ -155,6 +155,8 @@ func (t *transcript) note(m *message, stopping bool) {
 //	its silence     one that stands                 as if it had not been stopped
 //	nothing         none                            failed: agent_crashed
 //	                a good one                      success
+//	                no credentials                  failed: no_credentials
+//	                a refusal of them               failed: authentication_failed
 //	                an unknown session              failed: session_not_found
 //	                another error                   failed: agent_error
 //
@@ -184,6 +186,10 @@ func (t *transcript) judge() {
 			"Claude Code ended without a result: %s; the end of its stderr: %s", t.exit, t.stderr))
 	case isGood:
 		t.Status = "success"
+	case t.unauthorized && t.verdict.APIStatus == 0: // nothing was asked (measured)
+		t.fail(errNoCredentials)
+	case t.unauthorized:
+		t.fail(errKeyRefused)
 	default:
 		t.fail(t.verdict.problem())
 	}

@@ -35,7 +35,7 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 	inChunks := func(header, chunks string) string { return with(length, header, body, chunks) }
 	stuffed := func(n int) string { return fmt.Sprintf("Content-Length: %d\r\n", n*len(request)) }
 	workspace := t.TempDir()
-	s := startServer(t, "VM_TOKEN=correct", "VM_WORKSPACE="+workspace)
+	s := startServer(t, "VM_TOKEN=correct", "VM_MAX_BODY=1048576", "VM_WORKSPACE="+workspace)
 	tests := []struct {
 		name, text string
 		want       string // status codes, and whether a request for health is answered in the end

@@ -100,7 +100,7 @@ func TestAWrongKeyIsToldInSeconds(t *testing.T) {
 
 func TestNoKeyAtAll(t *testing.T) {
 	v := start(t, "ANTHROPIC_API_KEY=")
-	if a := v.ask("failed", "hello"); a.Error.Code != "authentication_failed" {
+	if a := v.ask("failed", "hello"); a.Error.Code != "no_credentials" {
 		t.Errorf("%+v", a)
 	}
 }

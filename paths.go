@@ -1,0 +1,84 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// What every agent is started with: the program, its folder, its MCP configuration
+// and its arguments. What can't work is refused now and not by every command.
+
+// findPrograms makes paths absolute, as the agent starts in the workspace.
+func (c *config) findPrograms(*slog.Logger) error {
+	claude, err := exec.LookPath(c.Claude)
+	if err == nil {
+		claude, err = filepath.Abs(claude)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot find Claude Code (VM_CLAUDE): %w; "+
+			"install it: npm install -g @anthropic-ai/claude-code", err)
+	}
+	c.Claude = claude
+
+	c.Workspace, err = filepath.Abs(c.Workspace)
+	if err == nil {
+		err = checkFolder(c.Workspace)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot use VM_WORKSPACE: %w; create it or name another folder", err)
+	}
+
+	if c.MCPConfig == "" {
+		return nil
+	}
+	c.MCPConfig, err = filepath.Abs(c.MCPConfig)
+	if err == nil {
+		err = checkJSON(c.MCPConfig)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot use VM_MCP_CONFIG: %w; name a file of JSON, or unset it", err)
+	}
+	return nil
+}
+
+func checkFolder(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("%s is no folder", path)
+	}
+	return nil
+}
+
+func checkJSON(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if !json.Valid(data) {
+		return fmt.Errorf("%s is not JSON", path)
+	}
+	return nil
+}
+
+// checkArgs refuses a shell's quotes: there is no shell, so they would be part of
+// an argument.
+func (c *config) checkArgs(*slog.Logger) error {
+	for word := range strings.FieldsSeq(c.ClaudeArgs) {
+		isQuoted := strings.Trim(word, `"'`) != word
+		isQuoted = isQuoted || strings.Contains(word, `="`) || strings.Contains(word, `='`)
+		if isQuoted {
+			return errors.New("cannot use the quotes in VM_CLAUDE_ARGS: it is split at spaces, " +
+				"without a shell; put long texts into a file, as for --append-system-prompt-file")
+		}
+	}
+	return nil
+}
