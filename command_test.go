@@ -10,7 +10,9 @@ import (
 
 func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 	t.Parallel()
-	patient, impatient := startServer(t, "VM_TIMEOUT=1m"), startServer(t, "VM_TIMEOUT=4s")
+	patient := startServer(t, "VM_TIMEOUT=1m", "VM_EXIT_GRACE=20s") // a slow exit is no silence
+	impatient := startServer(t, "VM_TIMEOUT=4s")
+	strict := startServer(t, "VM_TIMEOUT=1m")
 	playwright := []mcpServer{{"playwright", "connected"}}
 	success := func(result string) answer {
 		return answer{Status: "success", Result: result, NumTurns: 2, CostUSD: 0.25}
@@ -84,11 +86,18 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 			if test.want.Status == "timeout" {
 				s = impatient
 			}
+			isTurn := test.command == "takes-another-turn"
+			if test.want.Background || isTurn {
+				s = strict
+			}
 			got := s.ask(test.command + " " + newMarker())
 			if got.DurationMS < 0 || got.DurationMS > 20000 {
 				t.Errorf("duration_ms is %d", got.DurationMS)
 			}
 			got.DurationMS = 0
+			if isTurn {
+				got.Background = false // its exit may be slow
+			}
 			switch test.want.SessionID {
 			case "":
 				test.want.SessionID, test.want.MCPServers = testSession, playwright

@@ -58,7 +58,11 @@ func hostileClaude() {
 		for range 20 {
 			spawn(marker, true, "ended")
 		}
-		time.Sleep(300 * time.Millisecond)
+		for _, pid := range childPIDs(os.Getpid()) {
+			for !strings.HasPrefix(procStatus(pid, "State"), "Z") {
+				time.Sleep(time.Millisecond)
+			}
+		}
 	case "stopped-child":
 		spawn(marker, true, "stopped")
 	case "ignores-signals":
