@@ -17,13 +17,14 @@ const enough = 1000
 type few[T any] []T
 
 func (f *few[T]) UnmarshalJSON(data []byte) error {
-	in := json.NewDecoder(bytes.NewReader(data))
-	start, err := in.Token()
-	if err != nil || start != json.Delim('[') {
+	isArray := bytes.HasPrefix(data, []byte("["))
+	if !isArray {
 		return nil
 	}
 
 	*f = few[T]{}
+	in := json.NewDecoder(bytes.NewReader(data))
+	in.Token() // the bracket
 	for in.More() && len(*f) < enough {
 		var element T
 		err := in.Decode(&element)

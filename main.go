@@ -11,7 +11,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -60,54 +59,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	return newServer(cfg, log, refusals).serve(ctx)
-}
-
-// server is the parts of one run, which know each other only downwards.
-type server struct {
-	cfg      *config
-	log      *slog.Logger
-	queue    *queue
-	children *children
-	launcher *launcher
-	keeper   *keeper
-	proxy    *keyProxy
-	handler  *handler
-	abort    context.CancelCauseFunc // ends every command, with the reason
-}
-
-func newServer(cfg *config, log, refusals *slog.Logger) *server {
-	s := &server{cfg: cfg, log: log}
-	health := &health{}
-	running, abort := context.WithCancelCause(context.Background())
-
-	s.abort = abort
-	s.queue = newQueue(cfg.Queue)
-	s.children = &children{}
-	s.proxy = newKeyProxy(cfg, log)
-	s.launcher = &launcher{cfg: cfg, log: log, children: s.children}
-	s.keeper = &keeper{
-		log:      log,
-		launcher: s.launcher,
-		children: s.children,
-		health:   health,
-		warm:     cfg.Warm,
-		maxAge:   spareAge,
-		closing:  s.queue.closing,
-		giveUp:   s.queue.close,
-		sweep:    s.children.sweep,
-	}
-	commands := &commands{cfg: cfg, keeper: s.keeper, proxy: s.proxy, health: health}
-	s.handler = &handler{
-		cfg:      cfg,
-		log:      log,
-		refusals: refusals,
-		queue:    s.queue,
-		commands: commands,
-		keeper:   s.keeper,
-		health:   health,
-		running:  running,
-	}
-	return s
 }
 
 // serve runs the actors until the first of them ends. Then run.Group interrupts
