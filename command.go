@@ -85,9 +85,9 @@ func (c *commands) execute(ctx context.Context, j job) *transcript {
 // not complete, or some of it is still in the pipe. That is looked at when the
 // spare and everything it started are dead (attend has swept), so nobody is left
 // who could read more; and the server itself, which holds both ends of the pipe,
-// reads nothing. An agent could put some of it back, so what says anything of its own
-// counts as having read it. A spare that hung before it read is killed for the same reason:
-// so that this can be looked at, and the command need not wait for its timeout.
+// reads nothing. An agent could put some of it back, so one that said anything of
+// its own counts as having read it. A spare that hung before it read is killed, so
+// that this can be looked at, and the command need not wait for its timeout.
 func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 	spare := c.keeper.take(j.session)
 	if spare != nil {

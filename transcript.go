@@ -169,7 +169,6 @@ func (t *transcript) judge() {
 	t.MCPServers = append([]mcpServer{}, t.MCPServers...) // JSON: [], not null
 
 	t.Background = t.stopped == errSilent
-
 	hasReason := t.stopped != nil && t.stopped != errSilent
 	isGood := t.verdict != nil && !t.verdict.IsError
 	if isGood && (!hasReason || t.complete) {
