@@ -29,6 +29,10 @@ RUN git config --system safe.directory '*' \
     && git config --system user.email 'claude@localhost' \
     && install -d -o node -g node /workspace
 COPY .mcp.json /etc/cockpit-vm/mcp.json
+# A file in managed-settings.d, so that an operator's own managed-settings.json
+# stands beside it.
+COPY --chmod=644 image/managed-settings.json /etc/claude-code/managed-settings.d/50-cockpit-vm.json
+COPY --chmod=644 image/CLAUDE.md /etc/claude-code/CLAUDE.md
 COPY --chmod=755 entrypoint.sh /usr/local/bin/entrypoint.sh
 ENV PATH=/opt/cockpit-vm/node_modules/.bin:$PATH \
     DISABLE_AUTOUPDATER=1 \
