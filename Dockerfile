@@ -27,9 +27,14 @@ RUN npm ci --no-audit --no-fund && npm cache clean --force && rm -rf /root/.npm 
 RUN git config --system safe.directory '*' \
     && git config --system user.name 'Claude Code' \
     && git config --system user.email 'claude@localhost' \
-    && install -d -o node -g node /workspace
+    && install -d -o node -g node /workspace \
+    && chmod 1777 /home
 COPY .mcp.json /etc/cockpit-vm/mcp.json
-COPY --chmod=755 entrypoint.sh /usr/local/bin/entrypoint.sh
+# A file in managed-settings.d, so that an operator's own managed-settings.json
+# stands beside it.
+COPY --chmod=644 image/managed-settings.json /etc/claude-code/managed-settings.d/50-cockpit-vm.json
+COPY --chmod=644 image/CLAUDE.md /etc/claude-code/CLAUDE.md
+COPY --chmod=755 image/healthcheck.sh entrypoint.sh /usr/local/bin/
 ENV PATH=/opt/cockpit-vm/node_modules/.bin:$PATH \
     DISABLE_AUTOUPDATER=1 \
     CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 \
@@ -38,10 +43,10 @@ ENV PATH=/opt/cockpit-vm/node_modules/.bin:$PATH \
     VM_WORKSPACE=/workspace \
     VM_MCP_CONFIG=/etc/cockpit-vm/mcp.json
 WORKDIR /workspace
-VOLUME ["/workspace", "/home/node"]
+VOLUME ["/workspace", "/home"]
 EXPOSE 3001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:3001/healthz"]
+HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["healthcheck.sh"]
 ENTRYPOINT ["entrypoint.sh"]
 CMD ["vm-server"]
 LABEL org.opencontainers.image.title="cockpit-vm" \

@@ -5,6 +5,11 @@ set -eu
 
 say() { echo "entrypoint: $*" >&2; }
 
+# A flag is for the server: docker run IMAGE -h
+case ${1:-} in
+-*) set -- vm-server "$@" ;;
+esac
+
 workspace=${VM_WORKSPACE:-/workspace}
 user=${VM_USER:-}
 
@@ -13,26 +18,66 @@ if [ -n "${GIT_AUTHOR_NAME:-}" ]; then export GIT_COMMITTER_NAME="${GIT_COMMITTE
 if [ -n "${GIT_AUTHOR_EMAIL:-}" ]; then export GIT_COMMITTER_EMAIL="${GIT_COMMITTER_EMAIL:-$GIT_AUTHOR_EMAIL}"; fi
 
 if [ "$(id -u)" != 0 ]; then
-	for dir in "$workspace" "${HOME:-/}"; do
+	# What engines give as a home to an id without an account.
+	case ${HOME:-/} in
+	/ | /workspace | "$workspace") HOME=/home/$(id -u) && export HOME ;;
+	esac
+	[ -d "$HOME" ] || mkdir -m 0700 "$HOME" 2>/dev/null || :
+	for dir in "$workspace" "$HOME"; do
 		[ -w "$dir" ] || say "$dir is not writable for uid $(id -u): make it so, or start the container as root"
 	done
 	# Some engines hand capabilities that were added to a user who is not root.
 	exec setpriv --no-new-privs --inh-caps=-all --ambient-caps=-all -- "$@"
 fi
 
+as_agent() { setpriv --reuid="$uid" --regid="$gid" "$groups" -- "$@" 2>/dev/null; }
+
+# Nobody's yet: root's, and empty but for what mkfs makes. Never through a link,
+# which the agent may have laid to what is root's.
+is_fresh() {
+	[ "$(readlink -f "$1")" = "$1" ] && [ "$(stat -c %u "$1")" = 0 ] &&
+		entries=$(cd "$1" && find . -mindepth 1 -maxdepth 1 ! -name lost+found) && [ -z "$entries" ]
+}
+
+# advise FOLDER: why the agent can't write there, and what to do.
+advise() {
+	if [ ! -d "$1" ]; then
+		parent=$(dirname "$1")
+		say "$1 is not there, and $user may not make it: make $parent writable for $uid:$gid (chmod 1777 /home, for the volume of homes)"
+		return
+	fi
+	owner=$(stat -c %u:%g "$1")
+	case $owner in
+	0:*) say "$1 is not writable for $user: it is root's; give it to $uid:$gid where it comes from, or, while it is empty, add the capability CHOWN" ;;
+	*) say "$1 is not writable for $user: it belongs to $owner, and stays so; set VM_USER=$owner to run the agent as its owner, or give it to $uid:$gid where it comes from" ;;
+	esac
+}
+
+if uid=$(id -u "$user" 2>/dev/null); then
+	gid=$(id -g "$user") groups=--init-groups home=$(getent passwd "$user" | cut -d: -f6) mode=0755
+else
+	# uid:gid, which need no account. The server refuses what is neither.
+	uid=${user%%:*} gid=${user#*:} groups=--clear-groups home=/home/${user%%:*} mode=0700
+	case $user in
+	*[!0-9:]* | *:*:* | :* | *:) user= ;;
+	*:*) ;;
+	*) user= ;;
+	esac
+fi
+
 if [ -n "$user" ]; then
-	as_agent() { setpriv --reuid="$user" --regid="$user" --clear-groups -- "$@" 2>/dev/null; }
-	home=$(getent passwd "$user" | cut -d: -f6)
 	as_agent true || say "cannot become $user: the container needs the capabilities SETUID and SETGID"
-	# Fly, for one, mounts volumes as root; the workspace may be a new folder in one.
+	# A volume of homes that the image did not fill, as on Fly.
+	if [ ! -d "$home" ] && ! as_agent test -w /home && is_fresh /home; then chmod 1777 /home 2>/dev/null || :; fi
+	[ -d "$home" ] || as_agent mkdir -m "$mode" "$home" || :
+	[ -d "$workspace" ] || as_agent mkdir -p "$workspace" || :
 	for dir in "$home" "$workspace"; do
-		[ -d "$dir" ] || as_agent mkdir -p "$dir" || :
-		# Never through a link, which the agent may have laid to what is root's.
-		if ! as_agent test -w "$dir" && [ "$(readlink -f "$dir")" = "$dir" ]; then
-			chown -h "$user:" "$dir" 2>/dev/null || :
-		fi
-		as_agent test -w "$dir" || say "$dir is not writable for $user, and may not be changed from inside: give it to uid $(id -u "$user") where it comes from, or add the capability CHOWN"
+		if [ -d "$dir" ] && ! as_agent test -w "$dir" && is_fresh "$dir"; then chown -h "$uid:$gid" "$dir" 2>/dev/null || :; fi
+		as_agent test -w "$dir" || advise "$dir"
 	done
+	if [ -d /home/.claude ] && [ ! -d "$home/.claude" ]; then
+		say "/home holds what was in /home/node: mount that volume at /home/node, as before, or move all that is node's into a folder node in it"
+	fi
 	if [ -n "${VM_TOKEN_FILE:-}" ] && as_agent test -r "$VM_TOKEN_FILE"; then
 		say "the agent can read VM_TOKEN_FILE: make it root's with mode 0400"
 	fi

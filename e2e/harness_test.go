@@ -183,20 +183,22 @@ func startIn(t testing.TB, dir string, env ...string) *vm {
 	return v
 }
 
-// containerCommand runs the image as compose.yaml does: read-only, with three
-// capabilities. The host's network, as the model listens on its loopback.
+// containerCommand runs the image as compose.yaml does, but for the volumes, which
+// are this test's folders, and the host's network, as the model listens on its
+// loopback. A mount among env replaces one that is there.
 func (v *vm) containerCommand(env []string) *exec.Cmd {
 	v.container = "e2e-" + strings.ToLower(v.mark[len("E2E_MARK="):])
-	args := []string{"run", "--rm", "--name", v.container, "--network=host", "--read-only", "--tmpfs=/tmp:exec", "--shm-size=64m", "--pids-limit=512",
-		"--cap-drop=ALL", "--cap-add=SETUID", "--cap-add=SETGID", "--cap-add=KILL", "--security-opt=no-new-privileges",
-		"--volume=" + v.dir + "/workspace:/workspace", "--volume=" + v.dir + "/home:/home/node"}
+	flags := append(composeFlags(v.t), "--volume="+v.dir+"/workspace:/workspace", "--volume="+v.dir+"/home:/home/node")
 	for _, entry := range env {
 		if !strings.HasPrefix(entry, "--") {
 			entry = "--env=" + entry
 		}
-		args = append(args, entry)
+		flags = append(flags, entry)
 	}
-	return exec.Command(engine, append(args, image)...)
+	args := append([]string{"run", "--rm", "--name", v.container, "--network=host"}, overridden(flags)...)
+	cmd := exec.Command(engine, append(args, image)...)
+	cmd.Dir = v.dir // conmon writes a file there when the memory is used up
+	return cmd
 }
 
 func (v *vm) ended() bool {
