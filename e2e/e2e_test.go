@@ -53,11 +53,6 @@ func TestAPromptOf1MB(t *testing.T) {
 	}
 }
 
-func needChromium(t *testing.T) {
-	t.Helper()
-	need(t, "/usr/bin/chromium", "make setup as root, or: apt-get install chromium")
-}
-
 func TestAPageInChromium(t *testing.T) {
 	needChromium(t)
 	v := start(t)

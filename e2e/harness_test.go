@@ -1,8 +1,8 @@
 // The tests of the parts together: the built vm-server, the real Claude Code
 // CLI, the real Playwright MCP and the real Chromium; only the model is scripted.
 //
-// They run against bin/vm-server or, where E2E_IMAGE names an image, against a
-// container of it, by E2E_ENGINE (docker or podman).
+// They run against a vm-server that TestMain builds or, where E2E_IMAGE names an
+// image, against a container of it, by E2E_ENGINE (docker or podman).
 package main
 
 import (
@@ -59,15 +59,45 @@ func (b *buffer) String() string {
 
 var image, engine = os.Getenv("E2E_IMAGE"), os.Getenv("E2E_ENGINE")
 
-// need skips a test whose part is not here, with the reason; in CI it fails.
+// program is the vm-server under test, where it is not an image.
+var program string
+
+// TestMain builds the program from the source as it is now: a test of an older
+// one would prove nothing.
+func TestMain(m *testing.M) {
+	if image != "" {
+		os.Exit(m.Run())
+	}
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
+	}
+	program = dir + "/vm-server"
+	build := exec.Command("go", "build", "-trimpath", "-o", program, ".")
+	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
+	code := 1
+	if output, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: cannot build vm-server: %v\n%s", err, output)
+	} else {
+		code = m.Run()
+	}
+	os.RemoveAll(dir)
+	os.Exit(code)
+}
+
+// need fails a test whose part is not here. It does not skip it: without the
+// real parts these tests would say nothing, and be green.
 func need(t testing.TB, path, remedy string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil && image == "" {
-		if os.Getenv("CI") == "true" {
-			t.Fatalf("%v: %s", err, remedy)
-		}
-		t.Skipf("%v: %s", err, remedy)
+		t.Fatalf("%v: %s", err, remedy)
 	}
+}
+
+func needChromium(t testing.TB) {
+	t.Helper()
+	need(t, "/usr/bin/chromium", "make setup as root, or: apt-get install chromium")
 }
 
 // root is the folder of the project.
@@ -112,8 +142,7 @@ func start(t testing.TB, env ...string) *vm {
 
 func startIn(t testing.TB, dir string, env ...string) *vm {
 	t.Helper()
-	need(t, "../bin/vm-server", "make build")
-	need(t, "../node_modules/.bin/claude", "make setup")
+	need(t, "../node_modules/.bin/claude", "make setup installs it")
 	m := &model{}
 	server := httptest.NewServer(m)
 	t.Cleanup(server.Close)
@@ -124,7 +153,7 @@ func startIn(t testing.TB, dir string, env ...string) *vm {
 		v.workspace = "/workspace"
 		v.cmd = v.containerCommand(env)
 	} else {
-		v.cmd = exec.Command(root(t) + "/bin/vm-server")
+		v.cmd = exec.Command(program)
 		v.cmd.Dir = dir
 		v.cmd.Env = append([]string{"PATH=" + root(t) + "/node_modules/.bin:" + os.Getenv("PATH"), "HOME=" + dir + "/home", "TMPDIR=" + dir + "/tmp",
 			"VM_WORKSPACE=" + v.workspace, "VM_MCP_CONFIG=" + root(t) + "/.mcp.json"}, env...)

@@ -29,7 +29,7 @@ func startRelay(t *testing.T, v *vm, env ...string) *relay {
 	t.Cleanup(sink.Close)
 	node, err := exec.LookPath("node")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v: install Node.js", err)
 	}
 	cmd := exec.Command(node, root(t)+"/examples/relay.mjs")
 	cmd.Env = append([]string{"PORT=0", "VM_URL=" + v.url, "REPLY_URL=" + sink.URL, "RETRY_MS=100"}, env...)
