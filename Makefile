@@ -48,7 +48,7 @@ soak:
 	SOAK=$(SOAK) scripts/no-skips go test -count=1 -timeout 30m -v -run '$(LONG)' .
 
 idle:
-	IDLE="29m 30m30s 32m" scripts/no-skips go test -count=1 -timeout 40m -parallel 3 -v -run '^TestASpareThatHasWaited' ./e2e
+	IDLE="29m 30m30s 32m" scripts/no-skips go test -count=1 -timeout 40m -parallel 3 -v -run '^TestASpareThatHasWaitedAnswersUntilItIsTooOld' ./e2e
 
 bench:
 	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
