@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
@@ -29,14 +28,11 @@ func (v *vm) streaming(session string) string {
 
 func (v *vm) cli(session, input string, args ...string) string {
 	v.t.Helper()
-	args = append([]string{"-p", "--dangerously-skip-permissions", "--mcp-config", root(v.t) + "/.mcp.json", "--strict-mcp-config"}, args...)
+	args = append(args, "--mcp-config", root(v.t)+"/.mcp.json", "--strict-mcp-config")
 	if session != "" {
 		args = append(args, "--resume", session)
 	}
-	cmd := exec.Command(root(v.t)+"/node_modules/.bin/claude", args...)
-	cmd.Dir, cmd.Stdin = v.workspace, strings.NewReader(input)
-	cmd.Env = append(agentEnv(v.modelURL), "PATH="+root(v.t)+"/node_modules/.bin:"+os.Getenv("PATH"), "HOME="+v.dir+"/home", "TMPDIR="+v.dir+"/tmp", "IS_SANDBOX=1")
-	output, err := cmd.Output()
+	output, err := v.claude(input, args...).Output()
 	lines := bytes.Split(bytes.TrimSpace(output), []byte("\n"))
 	var a answer
 	if json.Unmarshal(lines[len(lines)-1], &a); err != nil || a.Result != "hello" {

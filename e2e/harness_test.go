@@ -1,17 +1,13 @@
 // The tests of the parts together: the built vm-server, the real Claude Code
 // CLI, the real Playwright MCP and the real Chromium; only the model is scripted.
 //
-// They run against a vm-server that they build or, where E2E_IMAGE names an image,
-// against a container of it, by E2E_ENGINE (docker or podman).
+// They run against a vm-server that TestMain builds or, where E2E_IMAGE names an
+// image, against a container of it, by E2E_ENGINE (docker or podman).
 package main
 
 import (
 	"bytes"
-	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -59,46 +55,45 @@ func (b *buffer) String() string {
 
 var image, engine = os.Getenv("E2E_IMAGE"), os.Getenv("E2E_ENGINE")
 
-// serverPath is the vm-server that is tested, built by TestMain.
-var serverPath string
+// program is the vm-server under test, where it is not an image.
+var program string
 
-// TestMain builds the program from the source that is here, so that a stale one is
-// never tested.
+// TestMain builds the program from the source as it is now: a test of an older
+// one would prove nothing.
 func TestMain(m *testing.M) {
-	status, err := buildAndRun(m)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		status = 1
-	}
-	os.Exit(status)
-}
-
-func buildAndRun(m *testing.M) (status int, err error) {
 	if image != "" {
-		return m.Run(), nil
+		os.Exit(m.Run())
 	}
-
-	dir, err := os.MkdirTemp("", "vm-server-e2e")
+	dir, err := os.MkdirTemp("", "e2e-")
 	if err != nil {
-		return 0, err
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		os.Exit(1)
 	}
-	defer os.RemoveAll(dir)
-	serverPath = dir + "/vm-server"
-	build := exec.Command("go", "build", "-trimpath", "-o", serverPath, "..")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	output, err := build.CombinedOutput()
-	if err != nil {
-		return 0, fmt.Errorf("cannot build vm-server: %w\n%s", err, output)
+	program = dir + "/vm-server"
+	build := exec.Command("go", "build", "-trimpath", "-o", program, ".")
+	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
+	code := 1
+	if output, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: cannot build vm-server: %v\n%s", err, output)
+	} else {
+		code = m.Run()
 	}
-	return m.Run(), nil
+	os.RemoveAll(dir)
+	os.Exit(code)
 }
 
-// need fails a test whose part is not here: the real parts are what it is about.
+// need fails a test whose part is not here. It does not skip it: without the
+// real parts these tests would say nothing, and be green.
 func need(t testing.TB, path, remedy string) {
 	t.Helper()
 	if _, err := os.Stat(path); err != nil && image == "" {
 		t.Fatalf("%v: %s", err, remedy)
 	}
+}
+
+func needChromium(t testing.TB) {
+	t.Helper()
+	need(t, "/usr/bin/chromium", "make setup as root, or: apt-get install chromium")
 }
 
 // root is the folder of the project.
@@ -115,6 +110,23 @@ func root(t testing.TB) string {
 // to a network but the scripted model.
 func agentEnv(modelURL string) []string {
 	return []string{"ANTHROPIC_BASE_URL=" + modelURL, "ANTHROPIC_API_KEY=dummy-key", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"}
+}
+
+// hostEnv is what a program needs on this machine to run the CLI in v's folders.
+func (v *vm) hostEnv() []string {
+	env := []string{"PATH=" + root(v.t) + "/node_modules/.bin:" + os.Getenv("PATH"), "HOME=" + v.dir + "/home", "TMPDIR=" + v.dir + "/tmp"}
+	if os.Getuid() == 0 {
+		env = append(env, "IS_SANDBOX=1")
+	}
+	return env
+}
+
+// claude is the CLI without the server, in the same folders, with its input.
+func (v *vm) claude(input string, args ...string) *exec.Cmd {
+	cmd := exec.Command(root(v.t)+"/node_modules/.bin/claude", append([]string{"-p", "--dangerously-skip-permissions"}, args...)...)
+	cmd.Dir, cmd.Stdin = v.workspace, strings.NewReader(input)
+	cmd.Env = append(agentEnv(v.modelURL), v.hostEnv()...)
+	return cmd
 }
 
 // newDir makes the folders of a vm, for whoever the agent is.
@@ -143,7 +155,7 @@ func start(t testing.TB, env ...string) *vm {
 
 func startIn(t testing.TB, dir string, env ...string) *vm {
 	t.Helper()
-	need(t, "../node_modules/.bin/claude", "make setup")
+	need(t, "../node_modules/.bin/claude", "make setup installs it")
 	m := &model{}
 	server := httptest.NewServer(m)
 	t.Cleanup(server.Close)
@@ -154,13 +166,9 @@ func startIn(t testing.TB, dir string, env ...string) *vm {
 		v.workspace = "/workspace"
 		v.cmd = v.containerCommand(env)
 	} else {
-		v.cmd = exec.Command(serverPath)
+		v.cmd = exec.Command(program)
 		v.cmd.Dir = dir
-		v.cmd.Env = append([]string{"PATH=" + root(t) + "/node_modules/.bin:" + os.Getenv("PATH"), "HOME=" + dir + "/home", "TMPDIR=" + dir + "/tmp",
-			"VM_WORKSPACE=" + v.workspace, "VM_MCP_CONFIG=" + root(t) + "/.mcp.json"}, env...)
-		if os.Getuid() == 0 {
-			v.cmd.Env = append(v.cmd.Env, "IS_SANDBOX=1")
-		}
+		v.cmd.Env = append(append(v.hostEnv(), "VM_WORKSPACE="+v.workspace, "VM_MCP_CONFIG="+root(t)+"/.mcp.json"), env...)
 	}
 	v.cmd.Stderr = v.log
 	if err := v.cmd.Start(); err != nil {
@@ -235,55 +243,6 @@ func (v *vm) stop() {
 	}
 }
 
-// left lists the processes of this run but the server, by this test's own look.
-func (v *vm) left() []string {
-	if v.container == "" {
-		return markedProcesses(v.mark, v.cmd.Process.Pid)
-	}
-	if v.ended() {
-		return nil // and with PID 1 all processes of its namespace
-	}
-	output, err := exec.Command(engine, "top", v.container, "-eo", "pid,args").Output()
-	if engine == "podman" {
-		output, err = exec.Command(engine, "top", v.container, "pid", "args").Output()
-	}
-	if err != nil {
-		return nil
-	}
-	var list []string
-	for _, line := range strings.Split(strings.TrimSpace(string(output)), "\n")[1:] {
-		if !strings.Contains(line, "vm-server") {
-			list = append(list, line)
-		}
-	}
-	return list
-}
-
-// markedProcesses lists those with the mark in their environment, the server's
-// children, and the zombies among them.
-func markedProcesses(mark string, server int) (list []string) {
-	paths, _ := filepath.Glob("/proc/[0-9]*")
-	for _, path := range paths {
-		pid, _ := strconv.Atoi(filepath.Base(path))
-		environ, _ := os.ReadFile(path + "/environ")
-		stat, _ := os.ReadFile(path + "/stat")
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		isChild := len(fields) > 1 && fields[1] == strconv.Itoa(server)
-		if pid != server && (bytes.Contains(environ, []byte(mark)) || isChild) {
-			args, _ := os.ReadFile(path + "/cmdline")
-			list = append(list, fmt.Sprintf("%d %s", pid, bytes.ReplaceAll(args, []byte{0}, []byte{' '})))
-		}
-	}
-	return list
-}
-
-func (v *vm) nothingLeft() {
-	v.t.Helper()
-	if list := v.left(); len(list) > 0 {
-		v.t.Errorf("%d processes are left:\n%s", len(list), strings.Join(list, "\n"))
-	}
-}
-
 func (v *vm) eventually(what string, condition func() bool) {
 	v.t.Helper()
 	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
@@ -291,63 +250,4 @@ func (v *vm) eventually(what string, condition func() bool) {
 			v.t.Fatalf("it never came that %s; the server's log:\n%s", what, v.log)
 		}
 	}
-}
-
-// answer is what POST /command answers.
-type answer struct {
-	Status     string `json:"status"`
-	Result     string `json:"result"`
-	SessionID  string `json:"session_id"`
-	DurationMS int    `json:"duration_ms"`
-	MCPServers []struct {
-		Name, Status string
-	} `json:"mcp_servers"`
-	Error struct{ Code, Message string } `json:"error"`
-}
-
-// post sends a command and returns its answer and the body as it came.
-func (v *vm) post(ctx context.Context, command, session string, header ...string) (a answer, body string, err error) {
-	request := map[string]string{"command": command}
-	if session != "" {
-		request["session_id"] = session
-	}
-	data, _ := json.Marshal(request)
-	r, err := http.NewRequestWithContext(ctx, http.MethodPost, v.url+"/command", bytes.NewReader(data))
-	if err != nil {
-		return a, "", err
-	}
-	r.Header.Set("Content-Type", "application/json")
-	r.Header.Set("Authorization", "Bearer "+v.token)
-	for i := 0; i < len(header); i += 2 {
-		r.Header.Set(header[i], header[i+1])
-	}
-	response, err := http.DefaultClient.Do(r)
-	if err != nil {
-		return a, "", err
-	}
-	defer response.Body.Close()
-	data, err = io.ReadAll(response.Body)
-	if err == nil && len(header) == 0 {
-		err = json.Unmarshal(data, &a)
-	}
-	return a, string(data), err
-}
-
-// ask sends a command, wants the status, and looks for what is left.
-func (v *vm) ask(status, command string) answer {
-	v.t.Helper()
-	return v.askIn(status, command, "")
-}
-
-func (v *vm) askIn(status, command, session string) answer {
-	v.t.Helper()
-	a, body, err := v.post(context.Background(), command, session)
-	if err != nil {
-		v.t.Fatalf("%v; the server's log:\n%s", err, v.log)
-	}
-	if a.Status != status {
-		v.t.Errorf("%.200s: status %q, want %q: %.2000s", command, a.Status, status, body)
-	}
-	v.nothingLeft()
-	return a
 }

@@ -20,12 +20,6 @@ func needImage(t *testing.T) {
 	}
 }
 
-// bash runs a line by the agent's Bash tool and returns what it printed.
-func (v *vm) bash(status, line string) string {
-	v.t.Helper()
-	return v.ask(status, "bash: "+line).Result
-}
-
 func (v *vm) want(got string, lines ...string) {
 	v.t.Helper()
 	for _, line := range lines {
@@ -89,7 +83,7 @@ func TestImageAForkBombLeavesAServerThatAnswers(t *testing.T) {
 	v.ask("success", "hello")
 }
 
-func TestImageAWorkspaceThatIsRoots(t *testing.T) {
+func TestImageAWorkspaceThatIsRootsIsToldOrHandedOver(t *testing.T) {
 	needImage(t)
 	if os.Getuid() != 0 {
 		t.Skip("needs root, to own the workspace")
@@ -118,15 +112,10 @@ func TestImageAConversationOutlivesItsContainer(t *testing.T) {
 	}
 }
 
-func TestImageStopInMidCommand(t *testing.T) {
+func TestImageAStopInMidCommandIsAnswered(t *testing.T) {
 	needImage(t)
 	v := start(t, "VM_SHUTDOWN_GRACE=2s")
-	done := make(chan answer, 1)
-	go func() {
-		a, _, _ := v.post(context.Background(), busy, "")
-		done <- a
-	}()
-	v.busyNow()
+	done := v.postBusy(context.Background())
 	begin := time.Now()
 	if output, err := exec.Command(engine, "stop", "--time=45", v.container).CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, output)

@@ -29,7 +29,7 @@ func startRelay(t *testing.T, v *vm, env ...string) *relay {
 	t.Cleanup(sink.Close)
 	node, err := exec.LookPath("node")
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v: install Node.js", err)
 	}
 	cmd := exec.Command(node, root(t)+"/examples/relay.mjs")
 	cmd.Env = append([]string{"PORT=0", "VM_URL=" + v.url, "REPLY_URL=" + sink.URL, "RETRY_MS=100"}, env...)
@@ -69,7 +69,7 @@ func (r *relay) waitFor(reply string) {
 	})
 }
 
-func TestTheRelay(t *testing.T) {
+func TestTheRelayTellsEachSenderHowItGoes(t *testing.T) {
 	v := start(t, "VM_QUEUE=1", "VM_TIMEOUT=10s", "VM_SHUTDOWN_GRACE=1s")
 	r := startRelay(t, v)
 	r.send("ann", "the first of ann")
@@ -121,14 +121,7 @@ func TestTheRelayDoesNotSendTwiceWhatMayHaveBegun(t *testing.T) {
 		t.Errorf("the model was asked %d times, then %d", calls, got)
 	}
 	// Without the server nobody sweeps: end what this test left.
-	v.eventually("nothing is left", func() bool {
-		list := v.left()
-		for _, line := range list {
-			pid, _, _ := strings.Cut(line, " ")
-			exec.Command("kill", "-9", pid).Run()
-		}
-		return len(list) == 0
-	})
+	v.killAll(v.left)
 }
 
 func TestTheRelayTellsOfAFailure(t *testing.T) {

@@ -103,7 +103,7 @@ func TestWarmAndColdAnswerAlike(t *testing.T) {
 	}
 }
 
-func TestAWarmHitAndAMiss(t *testing.T) {
+func TestASpareServesOneConversationAlone(t *testing.T) {
 	v := startWarm(t)
 	first := v.say("said first", "")
 	hits := []bool{v.quickly()}
@@ -123,7 +123,7 @@ func TestAWarmHitAndAMiss(t *testing.T) {
 	}
 }
 
-func TestASpareKilledWhileIdle(t *testing.T) {
+func TestASpareKilledWhileIdleCostsNoAnswer(t *testing.T) {
 	v := startWarm(t)
 	pid, _ := strconv.Atoi(v.spare(""))
 	if v.container != "" {
@@ -143,7 +143,7 @@ func TestASpareKilledWhileIdle(t *testing.T) {
 // As old as IDLE says, a list of durations (make idle): the spare of before
 // answers, with its MCP server; from 30 minutes on it is too old, and within one
 // more another waits in its place.
-func TestASpareThatHasWaited(t *testing.T) {
+func TestASpareThatHasWaitedAnswersUntilItIsTooOld(t *testing.T) {
 	needChromium(t)
 	list := os.Getenv("IDLE")
 	if list == "" {
