@@ -129,10 +129,19 @@ func (v *vm) claude(input string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// newDir makes the folders of a vm, for whoever the agent is.
+// newDir makes the folders of a vm, for whoever the agent is. Not in t.TempDir,
+// which has the test's name: Chromium's socket has its path in 108 bytes.
 func newDir(t testing.TB) string {
 	t.Helper()
-	dir := t.TempDir()
+	dir, err := os.MkdirTemp("", "e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
 	for _, name := range []string{"workspace", "home", "tmp"} {
 		path := filepath.Join(dir, name)
 		if err := os.Mkdir(path, 0o755); err != nil {
