@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/user"
 	"strconv"
@@ -47,7 +48,8 @@ func (c *config) becomeUser(log *slog.Logger) (err error) {
 	}
 	uid := int(c.agent.credential.Uid)
 	if uid == 0 && os.Getenv("IS_SANDBOX") != "1" {
-		log.Warn("VM_USER is root: Claude Code refuses to run as root")
+		log.Warn("VM_USER is root: Claude Code refuses to run as root; name another user " +
+			"(or set IS_SANDBOX=1 where a container is the sandbox)")
 	}
 
 	self := os.Geteuid()
@@ -65,16 +67,24 @@ func (c *config) becomeUser(log *slog.Logger) (err error) {
 }
 
 // findAccount is the named user's account, or for uid:gid one that needs no entry
-// anywhere: its home is /home/UID, its only group gid.
+// anywhere: its home is /home/UID, its only group gid. Where the uid has an entry,
+// that gives its name and its further groups.
 func findAccount(name string) (account, error) {
 	uid, gid, isPair := strings.Cut(name, ":")
 	if isPair {
 		credential, err := idsOf(uid, gid)
 		a := account{credential: credential, name: uid, home: "/home/" + uid}
 		named, unknown := user.LookupId(uid)
-		if unknown == nil {
-			a.name = named.Username
+		if err != nil || unknown != nil {
+			return a, err
 		}
+
+		groups, err := named.GroupIds()
+		if err != nil {
+			return a, err
+		}
+		a.name = named.Username
+		a.credential, err = idsOf(uid, gid, groups...)
 		return a, err
 	}
 
@@ -95,11 +105,14 @@ func credentialOf(named *user.User) (*syscall.Credential, error) {
 	return idsOf(named.Uid, named.Gid, groups...)
 }
 
+// noID is what the kernel takes for no id at all.
+const noID = math.MaxUint32
+
 func idsOf(uid, gid string, groups ...string) (*syscall.Credential, error) {
 	var ids []uint32
 	for _, text := range append([]string{uid, gid}, groups...) {
 		id, err := strconv.ParseUint(text, 10, 32)
-		if err != nil {
+		if err != nil || id == noID {
 			return nil, fmt.Errorf("%q is no id", text)
 		}
 		ids = append(ids, uint32(id))

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
 	"net/url"
 	"os"
 	"strings"
@@ -17,13 +19,19 @@ import (
 // findAPI reads where the API is.
 func (c *config) findAPI(*slog.Logger) (err error) {
 	c.api, err = url.Parse(cmp.Or(os.Getenv("ANTHROPIC_BASE_URL"), "https://api.anthropic.com"))
-	if err == nil && c.api.Host != "" {
-		if c.api.Scheme == "https" || c.api.Scheme == "http" {
-			return nil
-		}
+	if err == nil {
+		_, err = net.LookupPort("tcp", c.api.Port())
 	}
-	// It may hold a login, so it is not quoted.
-	return errors.New("cannot use ANTHROPIC_BASE_URL: give a URL such as https://api.anthropic.com")
+	// It may hold a login, so neither it nor its error is quoted.
+	refused := errors.New("cannot use ANTHROPIC_BASE_URL: " +
+		"give a URL such as https://api.anthropic.com")
+	if err != nil || c.api.Hostname() == "" {
+		return refused
+	}
+	if c.api.Scheme != "https" && c.api.Scheme != "http" {
+		return refused
+	}
+	return nil
 }
 
 // findKey decides whether the agent works by the key proxy, and warns of
@@ -47,16 +55,24 @@ func (c *config) findKey(log *slog.Logger) error {
 	c.keyProxied = c.KeyProxy && c.apiKey != "" && !usesCloud()
 
 	_, err := os.Stat(c.agent.settings + "/.credentials.json")
-	hasLogin := err == nil
-	if c.apiKey == "" && len(readable) == 0 && !hasLogin {
-		log.Warn("no credentials are set: commands will fail; " +
-			"set ANTHROPIC_API_KEY, or log in as the agent's user")
+	mayHaveLogin := !errors.Is(err, fs.ErrNotExist) // the folder may be closed to the server
+	if c.apiKey == "" && len(readable) == 0 && !mayHaveLogin {
+		log.Warn("no credentials are set: commands fail, " +
+			"unless Claude Code's settings have another way to them; " +
+			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
 	}
 	return nil
 }
 
+// clouds switch the CLI to an API with credentials of its own (measured).
+var clouds = []string{
+	"CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY",
+	"CLAUDE_CODE_USE_MANTLE", "CLAUDE_CODE_USE_ANTHROPIC_AWS",
+	"CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD",
+}
+
 func (c *config) readableCredentials() (names []string) {
-	for _, name := range []string{"CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX"} {
+	for _, name := range clouds {
 		if isOn(os.Getenv(name)) {
 			names = append(names, name)
 		}

@@ -89,7 +89,9 @@ func loadConfig(log *slog.Logger) (*config, error) {
 // readToken takes the token from its file, if it has one, and the white space off
 // that such files end with. A blank token is none, and a mistake.
 func (c *config) readToken(*slog.Logger) error {
+	source := "VM_TOKEN"
 	if c.TokenFile != "" {
+		source = "VM_TOKEN_FILE"
 		if c.Token != "" {
 			return errors.New("cannot use VM_TOKEN_FILE: VM_TOKEN is set too; unset one of them")
 		}
@@ -111,8 +113,8 @@ func (c *config) readToken(*slog.Logger) error {
 		return errors.New("cannot use VM_TOKEN: it is blank; set a token, or unset it")
 	}
 	if strings.ContainsFunc(c.Token, unicode.IsControl) {
-		return errors.New("cannot use the token: no client can send the control character in it; " +
-			"put it on one line")
+		return fmt.Errorf("cannot use %s: no client can send a token with a control character; "+
+			"put it on one line", source)
 	}
 	return nil
 }
@@ -151,7 +153,10 @@ func (c *config) checkNumbers(*slog.Logger) error {
 
 // checkAddr refuses to let the network in without a token.
 func (c *config) checkAddr(log *slog.Logger) error {
-	host, _, err := net.SplitHostPort(c.Addr)
+	host, port, err := net.SplitHostPort(c.Addr)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
 	if err != nil {
 		return fmt.Errorf("cannot use VM_ADDR=%q: %w; "+
 			"give HOST:PORT such as 127.0.0.1:3001", c.Addr, err)

@@ -32,41 +32,36 @@ func isKubernetes(name, value string) bool {
 // readEnvironment fills c, once, before anything else looks at the environment.
 // Its errors can't hold a secret: those are strings, which are never parsed.
 func readEnvironment(c *config) error {
-	for _, entry := range os.Environ() {
-		name, value, _ := strings.Cut(entry, "=")
-		isOurs := strings.HasPrefix(name, "VM_")
-		if isOurs && (value == "" || isKubernetes(name, value)) {
-			os.Unsetenv(name)
-		}
-		if slices.Contains(secrets, name) {
-			os.Setenv(name, strings.TrimSpace(value))
-		}
-	}
-
-	err := checkNames()
+	known, err := variables()
 	if err != nil {
 		return err
+	}
+
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		isKnown := slices.Contains(known, name)
+		switch {
+		case slices.Contains(secrets, name):
+			os.Setenv(name, strings.TrimSpace(value))
+		case !strings.HasPrefix(name, "VM_"):
+		case !isKnown && !isKubernetes(name, value):
+			return fmt.Errorf("cannot use %s: there is no such variable; "+
+				"vm-server -h lists them", name)
+		case !isKnown || value == "":
+			os.Unsetenv(name)
+		}
 	}
 	return explain(envconfig.Process("vm", c))
 }
 
-// checkNames refuses a variable that there isn't.
-func checkNames() error {
-	var known bytes.Buffer
-	err := envconfig.Usagef("vm", &config{}, &known, "{{range .}}{{usage_key .}} {{end}}")
+// variables are the names of those that there are.
+func variables() ([]string, error) {
+	var names bytes.Buffer
+	err := envconfig.Usagef("vm", &config{}, &names, "{{range .}}{{usage_key .}} {{end}}")
 	if err != nil {
-		return fmt.Errorf("cannot list the variables: %w", err)
+		return nil, fmt.Errorf("cannot list the variables: %w", err)
 	}
-	names := strings.Fields(known.String())
-
-	for _, entry := range os.Environ() {
-		name, _, _ := strings.Cut(entry, "=")
-		if strings.HasPrefix(name, "VM_") && !slices.Contains(names, name) {
-			return fmt.Errorf("cannot use %s: there is no such variable; "+
-				"vm-server -h lists them", name)
-		}
-	}
-	return nil
+	return strings.Fields(names.String()), nil
 }
 
 // explain says what would be right instead of a value that can't be parsed.

@@ -19,7 +19,7 @@ func TestTheAgentGetsItsArgumentsAndNothingOfTheConfiguration(t *testing.T) {
 	t.Parallel()
 	workspace := t.TempDir()
 	mcp := workspace + "/mcp.json"
-	if err := os.WriteFile(mcp, []byte("{}"), 0o644); err != nil {
+	if err := os.WriteFile(mcp, []byte(`{"mcpServers": {}}`), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	token := "secret-" + newMarker()

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -39,10 +41,12 @@ func (c *config) findPrograms(*slog.Logger) error {
 	}
 	c.MCPConfig, err = filepath.Abs(c.MCPConfig)
 	if err == nil {
-		err = checkJSON(c.MCPConfig)
+		err = checkServers(c.MCPConfig)
 	}
-	if err != nil {
-		return fmt.Errorf("cannot use VM_MCP_CONFIG: %w; name a file of JSON, or unset it", err)
+	mayBeTheAgents := c.agent.credential != nil && errors.Is(err, fs.ErrPermission)
+	if err != nil && !mayBeTheAgents {
+		return fmt.Errorf("cannot use VM_MCP_CONFIG: %w; "+
+			`name a file of JSON such as {"mcpServers": {}}, or unset it`, err)
 	}
 	return nil
 }
@@ -58,13 +62,32 @@ func checkFolder(path string) error {
 	return nil
 }
 
-func checkJSON(path string) error {
+// checkServers refuses a file that the CLI refuses (measured). A server in it that
+// can't work is no reason: the answers tell its status.
+func checkServers(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is a directory or a device", path)
+	}
+
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // as the CLI does (measured)
 	if !json.Valid(data) {
 		return fmt.Errorf("%s is not JSON", path)
+	}
+
+	var file struct {
+		Servers map[string]any `json:"mcpServers"`
+	}
+	err = json.Unmarshal(data, &file)
+	if err != nil || file.Servers == nil {
+		return fmt.Errorf("%s has no object mcpServers", path)
 	}
 	return nil
 }
@@ -75,6 +98,7 @@ func (c *config) checkArgs(*slog.Logger) error {
 	for word := range strings.FieldsSeq(c.ClaudeArgs) {
 		isQuoted := strings.Trim(word, `"'`) != word
 		isQuoted = isQuoted || strings.Contains(word, `="`) || strings.Contains(word, `='`)
+		isQuoted = isQuoted || strings.Count(word, `"`)%2 == 1 // a space stood within the two
 		if isQuoted {
 			return errors.New("cannot use the quotes in VM_CLAUDE_ARGS: it is split at spaces, " +
 				"without a shell; put long texts into a file, as for --append-system-prompt-file")

@@ -34,7 +34,7 @@ var (
 		"the model's API refuses the server's credentials; "+
 			"check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)")
 	errNoCredentials = fail("no_credentials", "the server has no credentials for the model's API; "+
-		"set ANTHROPIC_API_KEY, or log in as the agent's user")
+		"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
 	errSilent = fail("agent_crashed", "Claude Code answered and did not end")
 )
 

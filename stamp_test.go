@@ -31,7 +31,7 @@ func TestASpareThatReadSomethingElseIsReplaced(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			mcp, own := t.TempDir()+"/mcp.json", t.TempDir()
-			if err := os.WriteFile(mcp, []byte("{}"), 0o644); err != nil {
+			if err := os.WriteFile(mcp, []byte(`{"mcpServers": {}}`), 0o644); err != nil {
 				t.Fatal(err)
 			}
 			cmd := serverCommand(t, "VM_WARM=true", "VM_MCP_CONFIG="+mcp, "CLAUDE_CONFIG_DIR="+own)
