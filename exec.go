@@ -106,7 +106,7 @@ func (l *launcher) arguments(session string) []string {
 // and without what the key proxy keeps. Of a variable that is there twice the
 // last counts.
 func (l *launcher) environment(placeholder string) []string {
-	var env []string
+	env := []string{} // os/exec takes nil for the whole environment of the server
 	for _, entry := range os.Environ() {
 		isOurs := strings.HasPrefix(entry, "VM_")
 		isKey := strings.HasPrefix(entry, "ANTHROPIC_API_KEY=")

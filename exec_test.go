@@ -160,3 +160,22 @@ func TestAPipeThatIsHeldFromOutsideDelaysAnAnswerButNotForEver(t *testing.T) {
 		})
 	}
 }
+
+// os/exec takes an environment that is nil for its own process's, with the token.
+// Not in parallel: it empties the environment for a moment.
+func TestAnAgentWithoutAnyVariableGetsNoneOfTheServers(t *testing.T) {
+	environ := os.Environ()
+	os.Clearenv()
+	defer func() {
+		for _, entry := range environ {
+			name, value, _ := strings.Cut(entry, "=")
+			os.Setenv(name, value)
+		}
+	}()
+	os.Setenv("VM_TOKEN", "secret")
+
+	env := (&launcher{cfg: &config{}}).environment("placeholder")
+	if env == nil || len(env) > 0 {
+		t.Errorf("the agent's environment is %#v, want one that is empty and not nil", env)
+	}
+}

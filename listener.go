@@ -32,7 +32,7 @@ func newWebServer(handler http.Handler, log *slog.Logger) *http.Server {
 // third of the descriptors may be connections: there are two listeners, and the
 // last third is for agents and the sweep.
 type connections struct {
-	open atomic.Int64
+	open atomic.Uint64
 }
 
 // note is http.Server.ConnState: called for each connection, in order.
@@ -43,13 +43,13 @@ func (c *connections) note(connection net.Conn, state http.ConnState) {
 			connection.Close()
 		}
 	case http.StateClosed, http.StateHijacked: // the latter is never closed
-		c.open.Add(-1)
+		c.open.Add(^uint64(0))
 	}
 }
 
 // descriptors is how many files this process may open now (RLIMIT_NOFILE).
-func descriptors() int64 {
+func descriptors() uint64 {
 	var limit syscall.Rlimit
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit)
-	return int64(limit.Cur)
+	return limit.Cur
 }

@@ -60,8 +60,7 @@ func (p *prompt) isHeld() bool {
 	}
 
 	pipe.Control(func(fd uintptr) {
-		at := uintptr(unsafe.Pointer(&left))
-		syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, at)
+		syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&left)))
 	})
 	return left > 0
 }

@@ -235,7 +235,7 @@ func TestAHijackedConnectionCountsNoMore(t *testing.T) {
 	connection, other := net.Pipe()
 	defer connection.Close()
 	defer other.Close()
-	for last, want := range map[http.ConnState]int64{
+	for last, want := range map[http.ConnState]uint64{
 		http.StateIdle:     1,
 		http.StateClosed:   0,
 		http.StateHijacked: 0,

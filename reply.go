@@ -94,7 +94,7 @@ func reply(w http.ResponseWriter, r *http.Request, beat time.Duration, events <-
 	form := formOf(r)
 	out := newSender(w, form.contentType())
 	if _, isStream := form.(streamForm); isStream {
-		out.flushSoon() // JSON's head waits, as a proxy may still answer in its own words
+		out.due.Reset(0) // JSON's head waits, as a proxy may still answer in its own words
 	}
 
 	tick := time.Tick(beat) // never for 0

@@ -163,9 +163,12 @@ func (k *keeper) retire() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 
-	if a := k.spare.Swap(nil); a != nil {
-		k.discard(a)
+	a := k.spare.Swap(nil)
+	if a == nil {
+		return
 	}
+	k.serves(a, a.session) // or its log would lack a spare that has failed
+	k.discard(a)
 }
 
 // state is off, none, waiting, or how the spare ended.
