@@ -1,24 +1,46 @@
 package main
 
 import (
+	"os"
 	"os/exec"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
 )
 
-// buildChain compiles the fork chains. Their arguments hold the program's path,
-// which no other process has.
+// buildChain compiles the fork chains.
 func buildChain(t testing.TB) (path string) {
 	t.Helper()
-	path = t.TempDir() + "/chain-" + newMarker()
+	path = t.TempDir() + "/chain"
 	compiler := program(t, "cc", "make test installs it as root; or: apt-get install gcc")
 	output, err := exec.Command(compiler, "-O2", "-o", path, "testdata/chain.c").CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
 	return path
+}
+
+// openChain opens the chains' program, for chainRuns.
+func openChain(t testing.TB, path string) *os.File {
+	t.Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return file
+}
+
+// chainRuns says whether a process of the chains is alive: by the lock that they
+// share, as a look for the processes finds them only by chance.
+func chainRuns(t testing.TB, file *os.File) bool {
+	t.Helper()
+	err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err != nil && err != syscall.EWOULDBLOCK {
+		t.Fatal(err)
+	}
+	syscall.Flock(int(file.Fd()), syscall.LOCK_UN)
+	return err != nil
 }
 
 // A generation of these chains lasts a fraction of a millisecond: whoever looks for
@@ -35,6 +57,7 @@ func TestForkChainsDoNotOutrunTheSweep(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			chain := buildChain(t)
+			file := openChain(t, chain)
 			cmd := serverCommand(t, "TEST_CHAIN="+chain)
 			cmd.SysProcAttr = &test.attr
 			if test.attr.Cloneflags != 0 {
@@ -46,8 +69,8 @@ func TestForkChainsDoNotOutrunTheSweep(t *testing.T) {
 				if got.Status != "success" || got.Result != "fork-chains-in-c" {
 					t.Fatalf("%+v %+v; the server's log:\n%s", got, got.Error, s.stderr)
 				}
-				if list := marked(t, chain); len(list) > 0 {
-					t.Fatalf("%d processes outlived the command:\n%s", len(list), strings.Join(list, "\n"))
+				if chainRuns(t, file) {
+					t.Fatal("a chain outlived the command")
 				}
 			}
 			s.goesOn()
@@ -55,14 +78,22 @@ func TestForkChainsDoNotOutrunTheSweep(t *testing.T) {
 	}
 }
 
-// The control: without the sweep the same look finds them.
+// The control: without the sweep the same look finds a chain, until it may end.
 func TestWithoutTheSweepForkChainsRunOn(t *testing.T) {
 	t.Parallel()
 	chain := buildChain(t)
+	file := openChain(t, chain)
 	s := startServer(t, "TEST_SERVER=sweep off", "TEST_CHAIN="+chain)
 	s.ask("fork-chains-in-c 1")
-	eventually(t, "a look finds the chain", func() bool { return len(marked(t, chain)) > 0 })
-	eventually(t, "the chain ends by itself", func() bool { return len(marked(t, chain)) == 0 })
+	if !chainRuns(t, file) {
+		t.Error("the chain ended with its command, or is not seen")
+	}
+
+	err := os.Remove(chain)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the chain ends", func() bool { return !chainRuns(t, file) })
 }
 
 // What ended by itself, or was ended by its parent, is not counted.
