@@ -56,9 +56,11 @@ func (c *config) becomeUser(log *slog.Logger) (err error) {
 	if self == 0 {
 		return nil
 	}
-	if self != uid {
+	isPair := strings.Contains(c.User, ":")
+	hasGroup := !isPair || os.Getegid() == int(c.agent.credential.Gid)
+	if self != uid || !hasGroup {
 		return fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; "+
-			"start it as root or as that user, or set VM_USER to nothing", c.User)
+			"start it as root or as that user and group, or set VM_USER to nothing", c.User)
 	}
 	c.agent.credential = nil
 	log.Warn("server and agent are the same user: the agent can stop the server; " +

@@ -19,6 +19,22 @@ func TestARootServerWithoutVMUSERWarns(t *testing.T) {
 	}
 }
 
+// Or the agent would keep the server's group without a word.
+func TestAnOrdinaryServerDoesNotTakeAnotherGroupForItsAgent(t *testing.T) {
+	t.Parallel()
+	needsRoot(t, "to become an ordinary user")
+	own := serverCommand(t, "VM_USER=65534:65534")
+	asUser(t, own, publicSelf(t), nobody)
+	startCommand(t, own) // the control
+
+	cmd := serverCommand(t, "VM_USER=65534:20")
+	asUser(t, cmd, own.Path, nobody)
+	output, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(output), `VM_USER="65534:20"`) {
+		t.Errorf("it ended with %v: %s", err, output)
+	}
+}
+
 // A mounted folder's owner needs no account: any ids do.
 func TestVMUSERMayBeIdsThatNoAccountHas(t *testing.T) {
 	t.Parallel()

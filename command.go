@@ -68,7 +68,8 @@ func (c *commands) execute(ctx context.Context, j job) *transcript {
 		return &transcript{stopped: err}
 	}
 
-	// The next command most likely goes on in this conversation, if there is such a one.
+	// The next command most likely does as this one did: goes on in the same
+	// conversation, or begins another.
 	if t.conversation == j.session {
 		c.keeper.expect(j.session)
 	} else {
@@ -89,6 +90,7 @@ func (c *commands) execute(ctx context.Context, j job) *transcript {
 // its own counts as having read it. A spare that hung before it read is killed, so
 // that this can be looked at, and the command need not wait for its timeout.
 func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
+	var first transcript
 	spare := c.keeper.take(j.session)
 	if spare != nil {
 		hung := time.AfterFunc(spareTakes, func() {
@@ -104,13 +106,17 @@ func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 		if !mayTryAgain {
 			return t, nil
 		}
+		first = *t
 	}
 
 	a, err := c.keeper.start(j.session)
 	if err != nil {
 		return nil, err
 	}
-	return c.attend(ctx, a, j), nil
+	t := c.attend(ctx, a, j)
+	t.Swept += first.Swept
+	t.skipped += first.skipped
+	return t, nil
 }
 
 // attend asks one agent and follows it to its end: that of its own accord, or the
@@ -180,6 +186,7 @@ func (c *commands) follow(a *agent, t *transcript, events chan<- event) {
 func (c *commands) take(line []byte, a *agent, t *transcript, events chan<- event) {
 	m := parseLine(line)
 	if m == nil {
+		t.begun = true
 		t.skipped++
 		return
 	}

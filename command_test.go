@@ -43,6 +43,10 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
 	late := saying("all of it", timeout)
 	late.NumTurns, late.CostUSD = 2, 0.25
+	died := crashed("signal: killed", "")
+	died.Error.Message = strings.Replace(died.Error.Message, "without a result",
+		"in a turn that followed its result", 1)
+	died.NumTurns, died.CostUSD = 2, 0.25
 	silent := crashed("exit status 0", "")
 	silent.SessionID, silent.MCPServers = "-", []mcpServer{}
 	const unknown = "No conversation found with session ID: x; " +
@@ -57,6 +61,8 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 			"takes-another-turn", success("second")},
 		{"a result stands although the CLI exits with 1", "answers-and-fails", success("answered")},
 		{"a result stands although the CLI dies", "answers-and-dies", success("answered")},
+		{"a CLI that dies in a turn after its result", "answers-and-dies-in-its-next-turn",
+			saying("going on", died)},
 		{"a result and then silence", "answers-and-stays",
 			background(1, success("answered"))},
 		{"a result and then a closed stdout", "answers-and-closes-stdout",

@@ -66,7 +66,8 @@ func (l *launcher) start(session string) (*agent, error) {
 	cmd.Stdout = out
 	cmd.Stderr = &a.stderr
 	cmd.Cancel = func() error { go a.descend(l.cfg.StopGrace); return nil }
-	// For who holds its output, but is not below this server: nothing ends that.
+	// From its stop or its end on. A holder of its output that is not below this server
+	// is ended by nothing, and the answer must not wait for it for ever.
 	cmd.WaitDelay = 2*l.cfg.StopGrace + l.cfg.Timeout
 	// A session is a process group too, and has no terminal to share with the server.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: l.cfg.agent.credential}

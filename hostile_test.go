@@ -127,6 +127,15 @@ func hostileClaude() {
 		result("first")
 		result("second")
 		return
+	case "answers-and-dies-in-its-next-turn":
+		result("first")
+		beginTurn()
+		say("going on")
+		syscall.Kill(os.Getpid(), syscall.SIGKILL)
+		time.Sleep(time.Hour)
+	case "dies-amid-garbage":
+		os.Stdout.WriteString("not JSON\n")
+		os.Exit(8)
 	case "takes-another-turn":
 		result("first")
 		beginTurn()

@@ -66,8 +66,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 // at work:
 //
 //  1. signals: nothing depends on it any more, but its channel stays, for drain.
-//  2. web: drains. The running command's agent still needs the key proxy, and its
-//     end is noticed by the reaper alone.
+//  2. web: drains. The running command's agent still needs the key proxy, and the
+//     reaper, which notices its end (a sweep reaps too, but only after that end).
 //  3. key proxy: closes, as no agent is left to ask it.
 //  4. reaper: ends last, as a drain waits for what it reaps.
 func (s *server) serve(ctx context.Context) error {
@@ -80,7 +80,8 @@ func (s *server) serve(ctx context.Context) error {
 
 	listener, err := net.Listen("tcp", s.cfg.Addr)
 	if err != nil {
-		return fmt.Errorf("cannot listen on VM_ADDR: %w", err)
+		return fmt.Errorf("cannot listen on VM_ADDR: %w; "+
+			"end what listens there, or give another address", err)
 	}
 
 	var group actors.Group

@@ -22,8 +22,8 @@ func fail(code, format string, args ...any) *problem {
 	return &problem{code, fmt.Sprintf(format, args...)}
 }
 
-// Why an agent is stopped. errSilent is no reason that a caller is told: it ends
-// a CLI that has answered and stays.
+// Why an agent is stopped. No caller is told of errSilent, which ends a CLI that has
+// answered and stays, nor of errUnneeded, which ends a spare.
 var (
 	errTimeout = fail("timeout", "the command took longer than VM_TIMEOUT and was stopped; "+
 		"send its session_id to go on")
@@ -35,7 +35,8 @@ var (
 			"check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)")
 	errNoCredentials = fail("no_credentials", "the server has no credentials for the model's API; "+
 		"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
-	errSilent = fail("agent_crashed", "Claude Code answered and did not end")
+	errSilent   = fail("agent_crashed", "Claude Code answered and did not end")
+	errUnneeded = fail("agent_crashed", "the waiting Claude Code is not needed")
 )
 
 // refusal is what a request that was not accepted is told. An error without a

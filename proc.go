@@ -24,8 +24,10 @@ func childrenNow() []int {
 	for _, path := range paths {
 		data, _ := os.ReadFile(path)
 		for field := range bytes.FieldsSeq(data) {
-			pid, _ := strconv.Atoi(string(field))
-			pids = append(pids, pid)
+			pid, err := strconv.Atoi(string(field))
+			if err == nil && pid > 0 { // 0 would be this process's own group, for kill(2)
+				pids = append(pids, pid)
+			}
 		}
 	}
 	return pids

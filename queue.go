@@ -21,7 +21,7 @@ type queue struct {
 	cancel  context.CancelCauseFunc
 }
 
-// place is one command's place. It is used by one goroutine.
+// place is one command's place. turn and leave are called by one goroutine.
 type place struct {
 	queue *queue
 	moved chan int // how many stand before it, when that has changed; the newest alone

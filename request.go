@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -45,8 +44,7 @@ func decodeRequest(body []byte) (*request, error) {
 
 // decodeObject reads one JSON object in UTF-8, with nothing behind it.
 func decodeObject(body []byte) (fields map[string]any, err error) {
-	if !utf8.Valid(body) {
-		at := bytes.IndexRune(body, utf8.RuneError)
+	if at := invalidAt(body); at < len(body) {
 		return nil, fmt.Errorf("the body is not UTF-8 at byte %d", at)
 	}
 
@@ -55,12 +53,28 @@ func decodeObject(body []byte) (fields map[string]any, err error) {
 		return fields, nil
 	}
 
+	var other *json.UnmarshalTypeError
+	if errors.As(err, &other) {
+		return nil, fmt.Errorf("the body is not one JSON object but of type %s", other.Value)
+	}
 	at := int64(len(body))
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {
 		at = syntax.Offset
 	}
 	return nil, fmt.Errorf("the body is not one JSON object: %w, at byte %d", err, at)
+}
+
+// invalidAt is how much of a text is UTF-8.
+func invalidAt(text []byte) (at int) {
+	for {
+		char, size := utf8.DecodeRune(text[at:])
+		isValid := char != utf8.RuneError || size > 1 // U+FFFD itself may be there
+		if !isValid {
+			return at
+		}
+		at += size
+	}
 }
 
 func checkField(name string, value any) error {

@@ -14,7 +14,8 @@ func TestABodyIsOneObjectWithACommandAndPerhapsASession(t *testing.T) {
 	tests := []struct{ name, body, message string }{
 		{"an empty body", "", "not one JSON object"},
 		{"half a body", `{"command":"hel`, "not one JSON object"},
-		{"an array", `[]`, "not one JSON object"},
+		{"an array", `[]`, "not one JSON object but of type array"},
+		{"a text", `"hello"`, "not one JSON object but of type string"},
 		{"null", `null`, "missing"},
 		{"no command", `{}`, "command is missing"},
 		{"a blank command", `{"command":" \n"}`, "blank"},
@@ -24,6 +25,7 @@ func TestABodyIsOneObjectWithACommandAndPerhapsASession(t *testing.T) {
 		{"a second value", hello + hello, "at byte 20"},
 		{"a closing brace too many", hello + "}", "not one JSON object"},
 		{"invalid UTF-8", "{\"command\":\"\xff\"}", "not UTF-8 at byte 12"},
+		{"invalid UTF-8 behind a replacement character", "{\"\ufffd\":\"\xff\"}", "not UTF-8 at byte 8"},
 		{"a NUL", `{"command":"a\u0000"}`, "command holds a NUL at byte 1"},
 		{"a session that is no UUID", `{"command":"hello","session_id":"--help"}`,
 			"session_id is not a UUID"},

@@ -101,7 +101,7 @@ func hear(a *agent) bool {
 // discard ends a spare. It has half a second to take its own files away, for
 // which it needs 0.2 s (measured).
 func (k *keeper) discard(a *agent) {
-	a.stop(errSilent)
+	a.stop(errUnneeded)
 	for range 50 {
 		_, noneLeft := k.children.reap()
 		if noneLeft {

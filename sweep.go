@@ -24,7 +24,8 @@ import (
 //     between its look and its kill no pid can come to mean another process.
 //  4. reap hands the status to ended. From then on, and not before, the child's
 //     owner calls cmd.Wait: the status is gone (it gets ECHILD and ignores it), but
-//     Wait also returns only once all output is copied and closes the pipes.
+//     Wait also returns only once all output is copied and closes the pipes. The
+//     pidfd, which no Wait has closed, goes with the garbage.
 //
 // What a child started becomes a child of this process when its parent ends. That
 // is why kill and reap, repeated, reach every descendant, whatever session or
@@ -50,8 +51,8 @@ const (
 	chainRounds = 500
 )
 
-// children is safe for concurrent use. Its lock is the last one taken: nothing
-// is called with it held.
+// children is safe for concurrent use. Its lock is the last one taken: no other of
+// ours is taken with it held.
 type children struct {
 	mu    sync.Mutex // see the life of a child
 	agent int        // pid of the child that start started, 0 for none

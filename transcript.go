@@ -154,6 +154,8 @@ func (t *transcript) note(m *message, stopping bool) {
 //	                one that stands                 as if it had not been stopped
 //	its silence     one that stands                 as if it had not been stopped
 //	nothing         none                            failed: agent_crashed
+//	                a turn begun since, and the
+//	                CLI did not exit with 0         failed: agent_crashed
 //	                a good one                      success
 //	                no credentials                  failed: no_credentials
 //	                a refusal of them               failed: authentication_failed
@@ -170,8 +172,9 @@ func (t *transcript) judge() {
 
 	t.Background = t.stopped == errSilent
 	hasReason := t.stopped != nil && t.stopped != errSilent
+	diedSince := !t.complete && t.exit != "exit status 0"
 	isGood := t.verdict != nil && !t.verdict.IsError
-	if isGood && (!hasReason || t.complete) {
+	if isGood && (t.complete || !hasReason && !diedSince) {
 		t.Result = t.verdict.Result
 	}
 
@@ -183,6 +186,9 @@ func (t *transcript) judge() {
 	case t.verdict == nil:
 		t.fail(fail("agent_crashed",
 			"Claude Code ended without a result: %s; the end of its stderr: %s", t.exit, t.stderr))
+	case diedSince:
+		t.fail(fail("agent_crashed", "Claude Code ended in a turn that followed its result: "+
+			"%s; the end of its stderr: %s", t.exit, t.stderr))
 	case isGood:
 		t.Status = "success"
 	case t.unauthorized && t.verdict.APIStatus == 0: // nothing was asked (measured)
