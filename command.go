@@ -25,14 +25,14 @@ type commands struct {
 // job is what a command asks for, and where its events go.
 type job struct {
 	*request
-	events chan<- event
+	tell func(event)
 }
 
-// run waits for the command's turn, runs it, and sends its events, of which the
-// response is the last. The client is gone, or the server stopping, when ctx ends.
+// run waits for the command's turn, runs it, and tells its events, of which the
+// response is the last. When ctx ends, with the reason, the command must.
 func (c *commands) run(ctx context.Context, p *place, j job) *transcript {
 	waiting := func(before int) {
-		j.events <- event{"queued", fmt.Appendf(nil, `{"position":%d}`, before)}
+		j.tell(event{name: "queued", data: fmt.Appendf(nil, `{"position":%d}`, before)})
 	}
 
 	started := time.Now()
@@ -45,7 +45,7 @@ func (c *commands) run(ctx context.Context, p *place, j job) *transcript {
 
 	t.judge()
 	t.DurationMS = time.Since(started).Milliseconds()
-	j.events <- event{"response", encode(t.answer)}
+	j.tell(event{name: "response", data: encode(t.answer)})
 	return t
 }
 
@@ -132,7 +132,7 @@ func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 
 	a.prompt.give(j.prompt)
 	t := &transcript{}
-	c.follow(a, t, j.events)
+	c.follow(a, t, j.tell)
 
 	t.stopped = context.Cause(a.ctx)
 	if a.hasExited() {
@@ -147,9 +147,9 @@ func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 
 // follow takes the agent's lines in until it is over and swept. Where it can't be
 // swept, output may be left.
-func (c *commands) follow(a *agent, t *transcript, events chan<- event) {
+func (c *commands) follow(a *agent, t *transcript, tell func(event)) {
 	for _, line := range a.early {
-		c.take(line, a, t, events)
+		c.take(line, a, t, tell)
 	}
 
 	lines := a.lines
@@ -163,7 +163,7 @@ func (c *commands) follow(a *agent, t *transcript, events chan<- event) {
 				lines = nil
 				continue
 			}
-			c.take(line, a, t, events)
+			c.take(line, a, t, tell)
 
 			silent = nil
 			if t.complete {
@@ -183,7 +183,7 @@ func (c *commands) follow(a *agent, t *transcript, events chan<- event) {
 }
 
 // take takes one line in and passes it on.
-func (c *commands) take(line []byte, a *agent, t *transcript, events chan<- event) {
+func (c *commands) take(line []byte, a *agent, t *transcript, tell func(event)) {
 	m := parseLine(line)
 	if m == nil {
 		t.begun = true
@@ -198,7 +198,7 @@ func (c *commands) take(line []byte, a *agent, t *transcript, events chan<- even
 		c.health.runs(m.Version)
 	}
 	t.note(m, a.ctx.Err() != nil)
-	events <- event{"agent", line}
+	tell(event{name: "agent", data: line, isInit: m.isInit()})
 }
 
 type sweepOutcome struct {

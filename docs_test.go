@@ -109,35 +109,41 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 	if err := yaml.Unmarshal(data, &api); err != nil {
 		t.Fatal(err)
 	}
-	documented := map[int]map[string]bool{}
-	for status, response := range api.Paths["/command"]["post"].Responses {
-		documented[status] = map[string]bool{}
-		for _, code := range response.Codes {
-			documented[status][code] = true
+	type codes map[string]map[int]map[string]bool // of each method and status
+	add := func(in codes, method string, status int, found ...string) {
+		if in[method] == nil {
+			in[method] = map[int]map[string]bool{}
+		}
+		if in[method][status] == nil {
+			in[method][status] = map[string]bool{}
+		}
+		for _, code := range found {
+			in[method][status][code] = true
+		}
+	}
+	documented := codes{}
+	for _, method := range []string{"POST", "DELETE"} {
+		path := api.Paths["/command"][strings.ToLower(method)]
+		for status, response := range path.Responses {
+			add(documented, method, status, response.Codes...)
 		}
 	}
 
 	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200",
 		"VM_SHUTDOWN_GRACE=1h")
 	withToken := and(asJSON, "Authorization", "Bearer correct")
-	got := map[int]map[string]bool{}
+	got := codes{}
 	answers := api.Components.Schemas["Answer"]
-	note := func(response *http.Response, body string) {
+	note := func(method string, response *http.Response, body string) {
 		t.Helper()
 		var fields map[string]any
 		if err := json.Unmarshal([]byte(body), &fields); err != nil {
 			t.Fatalf("%v: %q", err, body)
 		}
-		var code string
-		if problem, isThere := fields["error"].(map[string]any); isThere {
-			code = problem["code"].(string)
-		}
 		status := response.StatusCode
-		if got[status] == nil {
-			got[status] = map[string]bool{}
-		}
-		if code != "" {
-			got[status][code] = true
+		add(got, method, status)
+		if problem, isThere := fields["error"].(map[string]any); isThere {
+			add(got, method, status, problem["code"].(string))
 		}
 		if status != 200 {
 			return
@@ -159,14 +165,31 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		note(response, text)
+		if method == "PUT" {
+			method = "POST" // where other methods are documented
+		}
+		note(method, response, text)
 	}
 	for _, command := range []string{
 		"hello", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits", "waits",
 	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}
-	try("GET", "", withToken...)
+	try("PUT", "", withToken...)
+	try("DELETE", "")
+	try("DELETE", "", withToken...)
+	try("DELETE", "", and(withToken, "Sec-Fetch-Site", "cross-site")...)
+	keyed := and(withToken, "Idempotency-Key", "a")
+	try("DELETE", "", keyed...)
+	stopped := make(chan outcome, 1)
+	s.background(context.Background(), "waits", stopped, keyed[2:]...)
+	s.queued(0)
+	try("DELETE", "", keyed...)
+	if diff := cmp.Diff("canceled stopped", inShort((<-stopped).answer)); diff != "" {
+		t.Errorf("the stopped command (-want +got):\n%s", diff)
+	}
+	try("POST", `{"command":"waits"}`, keyed...)
+	try("POST", hello, keyed...)
 	try("POST", "{}", withToken...)
 	try("POST", strings.Repeat("x", 300), withToken...)
 	try("POST", "{}", "Authorization", "Bearer correct")
@@ -194,7 +217,7 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 	if err := <-outcome; err != nil {
 		t.Fatal(err)
 	}
-	note(response, text)
+	note("POST", response, text)
 
 	health := api.Components.Schemas["Health"]
 	status, healthy := startServer(t).state()

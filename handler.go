@@ -5,29 +5,25 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/json"
 	"errors"
-	"io"
 	"log/slog"
-	"mime"
-	"net"
 	"net/http"
 	"strings"
 	"time"
 )
 
-// The doors: who may send a command, and what an accepted or a refused request is
-// answered. A request is held against every door before its body is read, and its
-// body is read whole before it enters the queue.
+// What each request is answered: an accepted command or a refused one. Who may ask
+// stands in doors.go.
 
 // handler is the server's http.Handler.
 type handler struct {
 	cfg      *config
 	log      *slog.Logger
 	refusals *slog.Logger
+	doors    *doors
 	queue    *queue
+	ledger   *ledger
 	commands *commands
 	keeper   *keeper
 	health   *health
@@ -37,7 +33,7 @@ type handler struct {
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case "/command":
-		if h.allows(w, r, "POST") {
+		if h.allows(w, r, "POST", "DELETE") {
 			h.command(w, r)
 		}
 	case "/healthz":
@@ -45,7 +41,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			h.tellHealth(w, r)
 		}
 	default:
-		h.refuse(w, r, fail("not_found", "there are POST /command and GET /healthz"))
+		h.refuse(w, r, fail("not_found", "there are POST and DELETE /command, and GET /healthz"))
 	}
 }
 
@@ -63,17 +59,36 @@ func (h *handler) allows(w http.ResponseWriter, r *http.Request, methods ...stri
 	return false
 }
 
-// command answers POST /command.
 func (h *handler) command(w http.ResponseWriter, r *http.Request) {
-	req, err := h.admit(w, r)
+	var err error
+	if r.Method == "DELETE" {
+		err = h.stop(w, r)
+	} else {
+		err = h.run(w, r)
+	}
 	if err != nil {
 		h.refuse(w, r, err)
-		return
 	}
+}
+
+// run answers POST /command. An error says why the command was not accepted.
+func (h *handler) run(w http.ResponseWriter, r *http.Request) error {
+	req, err := h.doors.admit(w, r)
+	if err != nil {
+		return err
+	}
+	if req.key != "" {
+		return h.runForKey(w, r, req)
+	}
+	return h.runForClient(w, r, req)
+}
+
+// runForClient runs a command that belongs to its client: it ends when the client
+// goes away, and waits for a slow one.
+func (h *handler) runForClient(w http.ResponseWriter, r *http.Request, req *request) error {
 	place, err := h.queue.enter()
 	if err != nil {
-		h.refuse(w, r, err)
-		return
+		return err
 	}
 	defer h.queue.answered()
 
@@ -85,74 +100,73 @@ func (h *handler) command(w http.ResponseWriter, r *http.Request) {
 
 	events := make(chan event)
 	over := make(chan *transcript, 1)
-	go func() { over <- h.commands.run(ctx, place, job{req, events}) }()
-	err = reply(w, r, h.cfg.Heartbeat, events)
+	tell := func(e event) { events <- e }
+	go func() { over <- h.commands.run(ctx, place, job{req, tell}) }()
+	failed := reply(w, formOf(r), h.cfg.Heartbeat, events, nil)
 
-	h.logCommand(r, <-over, err)
+	h.logCommand(rand.Text()[:8], r.RemoteAddr, <-over, "answered", failed == nil)
 	go h.keeper.renew() // the answer ends when this function returns
+	return nil
 }
 
-// admit holds a request against every door and reads it. Its errors say what is
-// wrong and where.
-func (h *handler) admit(w http.ResponseWriter, r *http.Request) (*request, error) {
-	if !h.isFromHere(r) {
-		return nil, fail("forbidden_origin", "a web page's cross-site request is refused, "+
-			"and so is a Host that is not loopback while no VM_TOKEN is set")
-	}
-	if !h.hasToken(r) {
-		w.Header().Set("WWW-Authenticate", "Bearer")
-		return nil, fail("unauthorized",
-			"send the server's VM_TOKEN as Authorization: Bearer TOKEN")
-	}
-	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
-	if kind != "application/json" {
-		return nil, fail("unsupported_media_type", "send Content-Type: application/json")
-	}
-
-	// To its end, or net/http would not notice that the client goes away.
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, h.cfg.MaxBody))
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
-		return nil, fail("body_too_large",
-			"the body may have %d bytes (VM_MAX_BODY)", h.cfg.MaxBody)
-	}
+// runForKey answers with the key's command, which goes on whatever its clients do.
+func (h *handler) runForKey(w http.ResponseWriter, r *http.Request, req *request) error {
+	v, err := h.ledger.visit(req)
 	if err != nil {
-		return nil, errors.New("cannot read the body: it ended early, or took too long")
+		return err
 	}
-	return decodeRequest(body)
+	if v.place != nil {
+		go h.runVisited(v, req, r.RemoteAddr)
+	}
+	if v.isReplay {
+		w.Header().Set("Idempotency-Replayed", "true")
+	} else {
+		defer h.queue.answered()
+	}
+
+	form := formOf(r)
+	events := v.follow(r.Context(), isStream(form))
+	failed := reply(w, form, h.cfg.Heartbeat, events, r.Context().Done())
+
+	h.log.Info("client",
+		"request", v.id,
+		"remote", r.RemoteAddr,
+		"replayed", v.isReplay,
+		"answered", failed == nil)
+	return nil
 }
 
-// isFromHere keeps web pages out: cross-site requests and, while no token is asked
-// for, those that DNS rebinding makes same-site. It is no authentication.
-func (h *handler) isFromHere(r *http.Request) bool {
-	if http.NewCrossOriginProtection().Check(r) != nil {
-		return false
-	}
-	if h.cfg.Token != "" {
-		return true
-	}
+// runVisited runs the command of a visit that began it.
+func (h *handler) runVisited(v *visit, req *request, remote string) {
+	defer h.queue.answered()
+	t := h.commands.run(v.ctx, v.place, job{req, v.tell})
+	h.ledger.end(v.keyed)
 
-	host, _, err := net.SplitHostPort(r.Host)
+	h.logCommand(v.id, remote, t)
+	go h.keeper.renew()
+}
+
+// stop answers DELETE /command. An error says why nothing was stopped.
+func (h *handler) stop(w http.ResponseWriter, r *http.Request) error {
+	err := h.doors.recognize(w, r)
 	if err != nil {
-		host = r.Host // without a port
+		return err
 	}
-	return isLoopback(host)
-}
-
-// hasToken compares digests, so that the time taken tells nothing of the token or
-// its length.
-func (h *handler) hasToken(r *http.Request) bool {
-	if h.cfg.Token == "" {
-		return true
+	key, err := h.doors.key(r)
+	if err != nil {
+		return err
 	}
-	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
-	if !strings.EqualFold(scheme, "Bearer") {
-		return false
+	if key == "" {
+		return errors.New("name the command to stop by its Idempotency-Key")
 	}
 
-	want := sha256.Sum256([]byte(h.cfg.Token))
-	got := sha256.Sum256([]byte(token))
-	return subtle.ConstantTimeCompare(want[:], got[:]) == 1
+	k := h.ledger.stop(key)
+	if k == nil {
+		return fail("not_found", "no command with this Idempotency-Key waits or runs")
+	}
+	h.log.Info("stop", "request", k.id, "remote", r.RemoteAddr)
+	writeJSON(w, http.StatusAccepted, map[string]any{"status": "stopping"})
+	return nil
 }
 
 // refuse answers and logs a request that was not accepted.
@@ -167,11 +181,11 @@ func (h *handler) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	writeJSON(w, status, map[string]any{"status": "rejected", "error": why})
 }
 
-// logCommand logs an answered command, without its prompt and what came of it.
-func (h *handler) logCommand(r *http.Request, t *transcript, err error) {
-	h.log.Info("command",
-		"request", rand.Text()[:8],
-		"remote", r.RemoteAddr,
+// logCommand logs a command that is over, without its prompt and what came of it.
+func (h *handler) logCommand(id, remote string, t *transcript, more ...any) {
+	facts := []any{
+		"request", id,
+		"remote", remote,
 		"status", t.Status,
 		"code", cmp.Or(t.Error, &problem{}).Code,
 		"duration_ms", t.DurationMS,
@@ -180,39 +194,8 @@ func (h *handler) logCommand(r *http.Request, t *transcript, err error) {
 		"swept", t.Swept,
 		"lines_skipped", t.skipped,
 		"conversation_cost_usd", t.CostUSD,
-		"answered", err == nil)
-}
-
-// tellHealth answers GET /healthz: anybody gets the status, and who may send a
-// command the rest.
-func (h *handler) tellHealth(w http.ResponseWriter, r *http.Request) {
-	status := http.StatusOK
-	state := map[string]any{"status": "ok"}
-	why := h.queue.closed()
-	if why != nil {
-		status = http.StatusServiceUnavailable
-		state["status"] = "unavailable"
 	}
-
-	if h.isFromHere(r) && h.hasToken(r) {
-		h.describe(state)
-	}
-	writeJSON(w, status, state)
-}
-
-func (h *handler) describe(state map[string]any) {
-	length := h.queue.length()
-	state["busy"] = length > 0
-	state["queued"] = max(0, length-1)
-	state["version"] = version
-	state["key_proxy"] = h.cfg.keyProxied
-	state["warm"] = h.keeper.state()
-	h.health.describe(state)
-
-	why := h.queue.closed()
-	if why != nil {
-		state["reason"] = why.Error()
-	}
+	h.log.Info("command", append(facts, more...)...)
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {

@@ -2,11 +2,12 @@ package main
 
 import (
 	"fmt"
+	"net/http"
 	"sync"
 	"time"
 )
 
-// What the server knows of its own state, for GET /healthz: each part reports
+// GET /healthz, and what the server knows of its own state for it: each part reports
 // what happened, and health keeps the last of it.
 
 // health is safe for concurrent use.
@@ -61,5 +62,37 @@ func (h *health) describe(state map[string]any) {
 	}
 	if h.cli != "" {
 		state["cli_version"] = h.cli
+	}
+}
+
+// tellHealth answers GET /healthz: anybody gets the status, and who may send a
+// command the rest.
+func (h *handler) tellHealth(w http.ResponseWriter, r *http.Request) {
+	status := http.StatusOK
+	state := map[string]any{"status": "ok"}
+	why := h.queue.closed()
+	if why != nil {
+		status = http.StatusServiceUnavailable
+		state["status"] = "unavailable"
+	}
+
+	if h.doors.isFromHere(r) && h.doors.hasToken(r) {
+		h.describe(state)
+	}
+	writeJSON(w, status, state)
+}
+
+func (h *handler) describe(state map[string]any) {
+	length := h.queue.length()
+	state["busy"] = length > 0
+	state["queued"] = max(0, length-1)
+	state["version"] = version
+	state["key_proxy"] = h.cfg.keyProxied
+	state["warm"] = h.keeper.state()
+	h.health.describe(state)
+
+	why := h.queue.closed()
+	if why != nil {
+		state["reason"] = why.Error()
 	}
 }

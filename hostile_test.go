@@ -195,6 +195,10 @@ func hostileClaude() {
 			group == me.pid, os.Getuid(), os.Getgid(), me.pid, me.started})
 		result(string(data))
 		return
+	case "answers-with": // so many bytes
+		count, _ := strconv.Atoi(marker)
+		result(strings.Repeat("x", count))
+		return
 	case "one-large-line":
 		emit(`{"type":"user","message":{"content":"` + strings.Repeat("x", 14<<20) + `"}}`)
 	case "forges-an-event":

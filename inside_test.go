@@ -16,8 +16,8 @@ import (
 // stands here.
 
 // serveAs runs a server that is not quite the program: "sweep off" leaves the
-// sweep out, for negative controls; with "short lives" a spare is old after a
-// second.
+// sweep out, for negative controls; with "short lives" a spare and a kept answer are
+// old after a second; a "slow sweep" begins two seconds late.
 func serveAs(role string) error {
 	log, refusals, sink := newLog(os.Stderr)
 	defer sink.flush()
@@ -31,6 +31,12 @@ func serveAs(role string) error {
 		s.keeper.sweep = func() (sweepResult, error) { return sweepResult{}, nil }
 	case "short lives":
 		s.keeper.maxAge = time.Second
+		s.handler.ledger.maxAge = time.Second
+	case "slow sweep":
+		s.keeper.sweep = func() (sweepResult, error) {
+			time.Sleep(2 * time.Second)
+			return s.children.sweep()
+		}
 	}
 	return s.serve(context.Background())
 }
@@ -57,8 +63,8 @@ func replyTo(w http.ResponseWriter, accept string, heartbeat time.Duration, resp
 	r := httptest.NewRequest("POST", "/command", nil)
 	r.Header.Set("Accept", accept)
 	events := make(chan event) // which stays open
-	go func() { events <- event{"response", []byte(<-response)} }()
-	reply(w, r, heartbeat, events)
+	go func() { events <- event{name: "response", data: []byte(<-response)} }()
+	reply(w, formOf(r), heartbeat, events, nil)
 }
 
 // decode is what a body asks for.

@@ -29,6 +29,8 @@ var (
 		"send its session_id to go on")
 	errShutdown = fail("shutting_down", "the server is stopping; "+
 		"send the command again later, with the session_id if there is one")
+	errStopped = fail("stopped", "the command was stopped, as it was asked for; "+
+		"send its session_id to go on")
 	errClientGone = fail("client_gone", "the client went away")
 	errKeyRefused = fail("authentication_failed",
 		"the model's API refuses the server's credentials; "+
@@ -64,6 +66,8 @@ func (p *problem) httpStatus() int {
 		return http.StatusRequestEntityTooLarge
 	case "unsupported_media_type":
 		return http.StatusUnsupportedMediaType
+	case "key_reused":
+		return http.StatusUnprocessableEntity
 	case "queue_full":
 		return http.StatusTooManyRequests
 	case "shutting_down":
@@ -78,7 +82,7 @@ func (p *problem) status() string {
 	switch p.Code {
 	case "timeout":
 		return "timeout"
-	case "shutting_down", "client_gone":
+	case "shutting_down", "stopped", "client_gone":
 		return "canceled"
 	default:
 		return "failed"

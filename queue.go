@@ -13,9 +13,9 @@ import (
 type queue struct {
 	limit int // how many may wait behind the first
 
-	mu      sync.Mutex // guards places, and that nobody enters once closing has ended
-	places  []*place   // the first has its turn
-	answers sync.WaitGroup
+	mu      sync.Mutex     // guards places, and that nobody enters once closing has ended
+	places  []*place       // the first has its turn
+	answers sync.WaitGroup // one for each client that waits for a command's answer
 
 	closing context.Context // ends when nobody may enter any more, with the reason
 	cancel  context.CancelCauseFunc
@@ -98,7 +98,11 @@ func (p *place) move(before int) {
 	p.moved <- before
 }
 
-// answered says that the client of a command that entered has its answer.
+// join says that one more client waits for a command that entered, and for whom
+// nobody has called answered yet.
+func (q *queue) join() { q.answers.Add(1) }
+
+// answered says that a client of a command that entered has its answer.
 func (q *queue) answered() { q.answers.Done() }
 
 // close lets nobody in any more. Those who wait are told why.

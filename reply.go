@@ -24,8 +24,9 @@ const (
 
 // event is what the client of a command is told: queued, agent or, last, response.
 type event struct {
-	name string
-	data []byte
+	name   string
+	data   []byte
+	isInit bool // a turn of the agent begins with it
 }
 
 func (e event) isLast() bool { return e.name == "response" }
@@ -33,8 +34,13 @@ func (e event) isLast() bool { return e.name == "response" }
 // form is how events look on the wire.
 type form interface {
 	contentType() string
-	encode(event) []byte // nil for what this form doesn't tell
+	encode(event) [][]byte // in parts, as data is shared and long; none for what it doesn't tell
 	heartbeat() []byte
+}
+
+func isStream(f form) bool {
+	_, is := f.(streamForm)
+	return is
 }
 
 // formOf is the form that the client asked for: a stream where it names that, and
@@ -67,11 +73,11 @@ type jsonForm struct{}
 func (jsonForm) contentType() string { return "application/json" }
 func (jsonForm) heartbeat() []byte   { return []byte("\n") }
 
-func (jsonForm) encode(e event) []byte {
+func (jsonForm) encode(e event) [][]byte {
 	if !e.isLast() {
 		return nil
 	}
-	return append(e.data, '\n')
+	return [][]byte{e.data, []byte("\n")}
 }
 
 // streamForm is every event; a line that begins with a colon is a comment.
@@ -82,18 +88,22 @@ func (streamForm) heartbeat() []byte   { return []byte(":\n\n") }
 
 // A carriage return, which JSON allows between its values, would end a line, and
 // let the agent forge events.
-func (streamForm) encode(e event) []byte {
-	data := bytes.ReplaceAll(e.data, []byte("\r"), nil)
-	return fmt.Appendf(nil, "event: %s\ndata: %s\n\n", e.name, data)
+func (streamForm) encode(e event) [][]byte {
+	data := e.data
+	if bytes.Contains(data, []byte("\r")) {
+		data = bytes.ReplaceAll(data, []byte("\r"), nil)
+	}
+	head := fmt.Appendf(nil, "event: %s\ndata: ", e.name)
+	return [][]byte{head, data, []byte("\n\n")}
 }
 
 // reply sends events up to the response, and nothing after it. It takes all of
-// them even when the client has gone, as who sends them waits for that; then it
-// returns why.
-func reply(w http.ResponseWriter, r *http.Request, beat time.Duration, events <-chan event) error {
-	form := formOf(r)
+// them even when the client has gone, as who sends them may wait for that; but not
+// once gone is closed. It returns why the client doesn't have the response.
+func reply(w http.ResponseWriter, form form, beat time.Duration, events <-chan event,
+	gone <-chan struct{}) error {
 	out := newSender(w, form.contentType())
-	if _, isStream := form.(streamForm); isStream {
+	if isStream(form) {
 		out.due.Reset(0) // JSON's head waits, as a proxy may still answer in its own words
 	}
 
@@ -101,11 +111,13 @@ func reply(w http.ResponseWriter, r *http.Request, beat time.Duration, events <-
 	for {
 		select {
 		case e := <-events:
-			out.send(form.encode(e))
+			out.send(form.encode(e)...)
 			if e.isLast() {
 				out.flush()
 				return out.err
 			}
+		case <-gone:
+			return errClientGone
 		case <-tick:
 			out.send(form.heartbeat())
 		case <-out.due.C:
@@ -135,16 +147,17 @@ func newSender(w http.ResponseWriter, contentType string) *sender {
 	return s
 }
 
-// send writes data, unless there is none, and has it flushed soon.
-func (s *sender) send(data []byte) {
-	if s.err != nil || data == nil {
-		return
+// send writes the parts, unless there are none, and has them flushed soon.
+func (s *sender) send(parts ...[]byte) {
+	for _, part := range parts {
+		if s.err != nil {
+			return
+		}
+		patience := writeLimit + time.Duration(len(part)/slowest)*time.Second
+		s.control.SetWriteDeadline(time.Now().Add(patience))
+		_, s.err = s.w.Write(part)
+		s.flushSoon()
 	}
-
-	patience := writeLimit + time.Duration(len(data)/slowest)*time.Second
-	s.control.SetWriteDeadline(time.Now().Add(patience))
-	_, s.err = s.w.Write(data)
-	s.flushSoon()
 }
 
 // flushSoon lets what comes quickly be sent together.

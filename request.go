@@ -13,10 +13,13 @@ import (
 // refused with what is wrong, and where. Nothing of it becomes an argument of
 // the CLI but a UUID.
 
-// request is what a body asks for.
+// request is what a client asks for.
 type request struct {
 	prompt  string // not blank
 	session string // a UUID, "" for a new conversation
+
+	key    string   // its Idempotency-Key, "" for none
+	digest [32]byte // of the body
 }
 
 var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)

@@ -9,15 +9,16 @@ import (
 // what goes up are values, channels, and the three functions that are handed down
 // here: the queue's close, the children's sweep, and an agent's stop.
 //
-//	handler → queue → commands → keeper → launcher → children
+//	handler → ledger → queue → commands → keeper → launcher → children
 //	                     ↓ lets the agent use
 //	                  keyProxy
 //
 // Locks are taken in this order, and no other is taken meanwhile:
 //
 //  1. the keeper's, which is held through a whole command;
-//  2. one of the queue's, the children's, health's or the log's. Nothing is called
-//     with these held, so no two of them are ever held together.
+//  2. the ledger's, below which the queue's alone is taken;
+//  3. one of the queue's, an audience's, the children's, health's or the log's.
+//     None other is taken with these held.
 
 // server is the parts of one run.
 type server struct {
@@ -58,7 +59,9 @@ func newServer(cfg *config, log, refusals *slog.Logger) *server {
 		cfg:      cfg,
 		log:      log,
 		refusals: refusals,
+		doors:    newDoors(cfg),
 		queue:    s.queue,
+		ledger:   newLedger(s.queue, running),
 		commands: commands,
 		keeper:   s.keeper,
 		health:   health,

@@ -88,6 +88,9 @@ func (m *message) isHook() bool {
 	return m.Type == "system" && strings.HasPrefix(m.Subtype, "hook_")
 }
 
+// isInit says whether a turn begins with this.
+func (m *message) isInit() bool { return m.Subtype == "init" }
+
 // refusesKey says whether the API will not take the server's key: a third try was
 // refused, after which no other succeeds.
 func (m *message) refusesKey() bool {
@@ -136,7 +139,7 @@ func (t *transcript) note(m *message, stopping bool) {
 		}
 		t.verdict = m
 		t.complete = true
-	case m.Subtype == "init":
+	case m.isInit():
 		t.complete = false
 		t.conversation = m.SessionID
 		t.MCPServers = m.MCPServers

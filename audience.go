@@ -1,0 +1,174 @@
+package main
+
+import (
+	"context"
+	"sync"
+)
+
+// Who waits for a command that belongs to a key. Clients come and go; none of them
+// delays the command, and each that stays gets the response.
+
+// maxBehind is how many bytes of events may wait for a stream before it loses the
+// next ones. A single event may be as long as a line.
+const maxBehind = 4 << 20
+
+// audience is one command's clients. It is safe for concurrent use.
+type audience struct {
+	over     chan struct{} // closed once there is the response
+	response event         // read it once over is closed
+
+	mu     sync.Mutex
+	before *event    // what a newcomer has missed: its place in the queue, or the last init
+	newest *listener // of the event streams, which alone hears the agent; nil for none
+}
+
+// listener is what waits for one client. The audience's lock guards it.
+type listener struct {
+	wake    chan struct{} // holds one when there may be an event
+	waiting []event
+	size    int // of what waits, bytes
+}
+
+func newAudience() *audience { return &audience{over: make(chan struct{})} }
+
+// tell tells an event to who listens, and never waits. The response is the last.
+func (a *audience) tell(e event) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	if e.isLast() {
+		a.response = e
+		a.before = nil
+		a.newest = nil // it still has what waits for it
+		close(a.over)
+		return
+	}
+
+	hasPlace := a.before != nil && a.before.name == "queued"
+	switch {
+	case e.name == "queued" || e.isInit:
+		a.before = &e
+	case hasPlace: // no more, as its turn has come
+		a.before = nil
+	}
+	if a.newest != nil {
+		a.newest.put(e)
+	}
+}
+
+// put adds an event, unless too much waits already.
+func (l *listener) put(e event) {
+	if l.size >= maxBehind {
+		return
+	}
+	l.waiting = append(l.waiting, e)
+	l.size += len(e.data)
+
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// isOver says whether the command has its answer.
+func (a *audience) isOver() bool {
+	select {
+	case <-a.over:
+		return true
+	default:
+		return false
+	}
+}
+
+// follow returns what a client is told from now on, until ctx ends. Every client is
+// told the response, and the newest event stream what comes before it.
+func (a *audience) follow(ctx context.Context, isStream bool) <-chan event {
+	l := &listener{wake: make(chan struct{}, 1)}
+	if isStream {
+		a.seat(l)
+	}
+
+	events := make(chan event)
+	go func() {
+		defer a.unseat(l)
+		for {
+			e, isThere := a.next(ctx, l)
+			if !isThere {
+				return
+			}
+			select {
+			case events <- e:
+			case <-ctx.Done():
+				return
+			}
+			if e.isLast() {
+				return
+			}
+		}
+	}()
+	return events
+}
+
+// next waits for l's next event. It says false when ctx has ended.
+func (a *audience) next(ctx context.Context, l *listener) (e event, isThere bool) {
+	for {
+		e, isThere = a.take(l)
+		if isThere {
+			return e, true
+		}
+
+		select {
+		case <-l.wake:
+		case <-a.over:
+			e, isThere = a.take(l) // which may have come just before
+			if !isThere {
+				e = a.response
+			}
+			return e, true
+		case <-ctx.Done():
+			return event{}, false
+		}
+	}
+}
+
+func (a *audience) take(l *listener) (e event, isThere bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	if len(l.waiting) == 0 {
+		return event{}, false
+	}
+	e = l.waiting[0]
+	l.waiting = l.waiting[1:]
+	l.size -= len(e.data)
+	return e, true
+}
+
+// seat makes l the newest. The one before it loses what it has not taken, as most
+// likely its client is gone and this is the same one again.
+func (a *audience) seat(l *listener) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	if a.newest != nil {
+		a.newest.waiting = nil
+		a.newest.size = 0
+	}
+	a.newest = nil
+	if a.isOver() {
+		return
+	}
+	a.newest = l
+	if a.before != nil {
+		l.put(*a.before)
+	}
+}
+
+func (a *audience) unseat(l *listener) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+
+	if a.newest == l {
+		a.newest = nil
+	}
+}
