@@ -5,20 +5,31 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // relay is examples/relay.mjs in front of a server; it keeps what was replied.
 type relay struct {
 	v       *vm
 	url     string
+	cmd     *exec.Cmd
+	env     []string
 	replies func() []string
 }
 
-func startRelay(t *testing.T, v *vm, env ...string) *relay {
+// startRelayed starts a server as the relay needs it.
+func startRelayed(t *testing.T, env ...string) *vm {
+	t.Helper()
+	return start(t, append([]string{"VM_TOKEN=correct"}, env...)...)
+}
+
+func startRelay(t *testing.T, v *vm) *relay {
 	t.Helper()
 	replies := &buffer{}
 	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -27,34 +38,43 @@ func startRelay(t *testing.T, v *vm, env ...string) *relay {
 		replies.Write([]byte(message.To + "> " + strings.ReplaceAll(message.Text, "\n", " ") + "\n"))
 	}))
 	t.Cleanup(sink.Close)
+	r := &relay{v: v}
+	r.env = []string{"PORT=0", "VM_URL=" + v.url, "VM_TOKEN=correct", "REPLY_URL=" + sink.URL, "RETRY_MS=100", "STATE=" + t.TempDir() + "/state"}
+	r.replies = func() []string { return strings.Split(strings.TrimSpace(replies.String()), "\n") }
+	r.start()
+	t.Cleanup(r.kill)
+	return r
+}
+
+func (r *relay) start() {
+	r.v.t.Helper()
 	node, err := exec.LookPath("node")
 	if err != nil {
-		t.Fatalf("%v: install Node.js", err)
+		r.v.t.Fatalf("%v: install Node.js", err)
 	}
-	cmd := exec.Command(node, root(t)+"/examples/relay.mjs")
-	cmd.Env = append([]string{"PORT=0", "VM_URL=" + v.url, "REPLY_URL=" + sink.URL, "RETRY_MS=100"}, env...)
+	r.cmd = exec.Command(node, root(r.v.t)+"/examples/relay.mjs")
+	r.cmd.Env = r.env
 	out := &buffer{}
-	cmd.Stdout, cmd.Stderr = out, out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	r.cmd.Stdout, r.cmd.Stderr = out, out
+	if err := r.cmd.Start(); err != nil {
+		r.v.t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	r := &relay{v: v}
-	v.eventually("the relay listens", func() bool {
+	r.v.eventually("the relay listens", func() bool {
 		_, rest, found := strings.Cut(out.String(), "relay: ")
 		r.url, _, _ = strings.Cut(rest, "\n")
 		return found && strings.Contains(rest, "\n")
 	})
-	r.replies = func() []string { return strings.Split(strings.TrimSpace(replies.String()), "\n") }
-	return r
+}
+
+func (r *relay) kill() {
+	r.cmd.Process.Kill()
+	r.cmd.Wait()
 }
 
 func (r *relay) send(from, text string) {
 	r.v.t.Helper()
-	data, _ := json.Marshal(map[string]string{"from": from, "text": text})
+	id := strconv.FormatInt(time.Now().UnixNano(), 36)
+	data, _ := json.Marshal(map[string]string{"id": id, "from": from, "text": text})
 	response, err := http.Post(r.url, "application/json", bytes.NewReader(data))
 	if err != nil || response.StatusCode != http.StatusAccepted {
 		r.v.t.Fatalf("webhook: %v %v", response, err)
@@ -70,7 +90,7 @@ func (r *relay) waitFor(reply string) {
 }
 
 func TestTheRelayTellsEachSenderHowItGoes(t *testing.T) {
-	v := start(t, "VM_QUEUE=1", "VM_TIMEOUT=10s", "VM_SHUTDOWN_GRACE=1s")
+	v := startRelayed(t, "VM_QUEUE=1", "VM_TIMEOUT=10s", "VM_SHUTDOWN_GRACE=1s")
 	r := startRelay(t, v)
 	r.send("ann", "the first of ann")
 	r.waitFor("ann> the first of ann")
@@ -99,33 +119,59 @@ func TestTheRelayTellsEachSenderHowItGoes(t *testing.T) {
 	r.waitFor("late> That took too long, so I stopped it.")
 	r.send("stopped", "bash: echo so far; sleep 1000")
 	r.waitFor("stopped> ⚙")
+	r.send("stopped", "Stop")
+	r.waitFor("stopped> I stopped.")
+	r.send("stopped", "stop")
+	r.waitFor("stopped> Nothing runs.")
+	r.send("restarted", "bash: echo so far; sleep 1000")
+	r.waitFor("restarted> ⚙")
 	v.stop()
-	r.waitFor("stopped> The machine is restarting and I had to stop.")
+	r.waitFor("restarted> The machine is restarting. I begin again then.")
 	r.send("down", "hello")
 	r.waitFor("down> The machine is not up yet.")
 }
 
-func TestTheRelayDoesNotSendTwiceWhatMayHaveBegun(t *testing.T) {
+// A relay that is killed joins what it began, when it is there again.
+func TestARelayThatIsKilledLosesAndRepeatsNothing(t *testing.T) {
+	v := startRelayed(t, "VM_TIMEOUT=1m")
+	r := startRelay(t, v)
+	r.send("ann", "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on")
+	r.waitFor("ann> ⚙")
+	calls := len(v.model.Calls())
+	r.kill()
+	r.start()
+	v.eventually("the relay is there again", func() bool { return strings.Count(v.log.String(), "msg=client") == 1 })
+	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.waitFor("ann> it went on")
+	if got := len(v.model.Calls()); got != calls+1 { // with what the tool said
+		t.Errorf("the model was asked %d times, then %d", calls, got)
+	}
+}
+
+// A server that is killed took the command with it, and a new one begins anew.
+func TestTheRelayBeginsAnewWithANewServer(t *testing.T) {
 	if image != "" {
 		t.Skip("the same as for the program outside a container")
 	}
-	v := start(t)
+	v := startRelayed(t)
 	r := startRelay(t, v)
-	r.send("ann", "bash: echo begun; sleep 1000")
+	r.send("ann", "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on")
 	r.waitFor("ann> ⚙")
-	calls := len(v.model.Calls())
 	v.cmd.Process.Kill()
 	<-v.done
-	r.waitFor("ann> The connection broke while I worked")
-	if got := len(v.model.Calls()); got != calls {
-		t.Errorf("the model was asked %d times, then %d", calls, got)
+	r.waitFor("ann> The machine is not up yet.")
+	v.killAll(v.left) // as without the server nobody sweeps
+	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
+		t.Fatal(err)
 	}
-	// Without the server nobody sweeps: end what this test left.
-	v.killAll(v.left)
+	startIn(t, v.dir, "VM_TOKEN=correct", "VM_ADDR="+strings.TrimPrefix(v.url, "http://"))
+	r.waitFor("ann> it went on")
 }
 
 func TestTheRelayTellsOfAFailure(t *testing.T) {
-	v := start(t, "ANTHROPIC_API_KEY=wrong-key")
+	v := startRelayed(t, "ANTHROPIC_API_KEY=wrong-key")
 	r := startRelay(t, v)
 	r.send("ann", "hello")
 	r.waitFor("ann> That failed: the model's API refuses the server's credentials")

@@ -1,17 +1,29 @@
 // A relay in plain Node.js: a chat message comes to POST /webhook as
-// {"from": "…", "text": "…"}, is answered at once, and becomes a command; every
-// word for the sender goes to REPLY_URL as {"to": "…", "text": "…"}.
+// {"id": "…", "from": "…", "text": "…"}, is answered at once, and becomes a command;
+// every word for the sender goes to REPLY_URL as {"to": "…", "text": "…"}. The text
+// "stop" stops what the sender's other messages began.
 //
 //   VM_URL=http://127.0.0.1:3001 VM_TOKEN=… REPLY_URL=https://… node examples/relay.mjs
+//
+// The message's id is the command's Idempotency-Key. What is open is in STATE, a
+// file: a relay that starts again sends it again, and joins what runs.
 import { createServer } from "node:http";
+import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 
-const { VM_URL = "http://127.0.0.1:3001", VM_TOKEN = "", REPLY_URL, HOST = "127.0.0.1", PORT = "3000", RETRY_MS = "5000", RETRIES = "60" } = process.env;
-if (!REPLY_URL) {
-  console.error("relay: set REPLY_URL to where replies go");
+const { VM_URL = "http://127.0.0.1:3001", VM_TOKEN, REPLY_URL, HOST = "127.0.0.1", PORT = "3000", RETRY_MS = "5000", RETRIES = "60", STATE = "relay.json" } = process.env;
+if (!VM_TOKEN || !REPLY_URL) {
+  console.error("relay: set VM_TOKEN to the server's, and REPLY_URL to where replies go");
   process.exit(1);
 }
 
-const sessions = new Map(); // sender → session_id of the conversation
+const saved = existsSync(STATE) ? JSON.parse(readFileSync(STATE, "utf8")) : {};
+const sessions = new Map(saved.sessions); // sender → session_id of the conversation
+const open = new Map(saved.open); // id → {from, body} of a command, as it was sent: the same key wants the same bytes
+
+function save() {
+  writeFileSync(`${STATE}.new`, JSON.stringify({ sessions: [...sessions], open: [...open] }));
+  renameSync(`${STATE}.new`, STATE);
+}
 
 async function reply(to, text) {
   try {
@@ -40,7 +52,7 @@ function words({ status, result, error }) {
     case "timeout":
       return `That took too long, so I stopped it. Say "go on" to continue.${soFar}`;
     case "canceled":
-      return `The machine is restarting and I had to stop. Say "go on" in a minute.${soFar}`;
+      return `I stopped. Say "go on" to continue.${soFar}`;
     default:
       return `That failed: ${error.message}${soFar}`;
   }
@@ -62,54 +74,77 @@ async function* events(body) {
   }
 }
 
-// Sends one command to its end. A request is sent again only if it surely was
-// never started: the server was not there, or refused it for now.
-async function run(from, text) {
-  for (let attempt = 0; ; attempt++) {
-    let response;
-    const retry = async (why) => {
-      if (attempt >= Number(RETRIES)) throw new Error(why);
-      if (attempt === 0) await reply(from, why);
-      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-    };
-    try {
-      response = await fetch(`${VM_URL}/command`, {
-        method: "POST",
-        headers: { "Content-Type": "application/json", Accept: "text/event-stream", ...(VM_TOKEN && { Authorization: `Bearer ${VM_TOKEN}` }) },
-        body: JSON.stringify({ command: text, ...(sessions.has(from) && { session_id: sessions.get(from) }) }),
-      });
-    } catch (error) {
-      if (error.cause?.code !== "ECONNREFUSED") throw new Error("The connection broke; I can't know whether that was begun. Please look before you send it again.");
-      await retry("The machine is not up yet. I keep trying.");
-      continue;
+const send = (method, id, body) =>
+  fetch(`${VM_URL}/command`, {
+    method,
+    headers: { Authorization: `Bearer ${VM_TOKEN}`, "Idempotency-Key": id, "Content-Type": "application/json", Accept: "text/event-stream" },
+    body,
+  });
+
+// One try of a command: its answer, or in words why there is none yet. It throws
+// what trying again would not change.
+async function attempt(id, tell) {
+  let response;
+  try {
+    response = await send("POST", id, open.get(id).body);
+  } catch {
+    return { why: "The machine is not up yet. I keep trying." };
+  }
+  if (response.status !== 200) {
+    const { error } = await response.json();
+    if (response.status === 429) return { why: "I have too much to do just now. I keep trying." };
+    if (response.status === 503) return { why: "The machine is restarting. I keep trying." };
+    throw new Error(`That can't be sent: ${error.message}`);
+  }
+  try {
+    for await (const { event, data } of events(response.body)) {
+      if (event === "queued") await tell(`Waiting; ${data.match(/\d+/)[0]} before you.`);
+      if (event === "agent") await tell(progress(JSON.parse(data)));
+      if (event !== "response") continue;
+      const answer = JSON.parse(data);
+      if (answer.error?.code === "shutting_down") return { why: "The machine is restarting. I begin again then." };
+      return { answer };
     }
-    if (response.status === 429 || response.status === 503) {
-      await response.body.cancel();
-      await retry(response.status === 429 ? "I have too much to do just now. I keep trying." : "The machine is restarting. I keep trying.");
-      continue;
-    }
-    if (response.status !== 200) throw new Error(`That can't be sent: ${(await response.json()).error.message}`);
-    let last = "";
-    try {
-      for await (const { event, data } of events(response.body)) {
-        if (event === "queued") await reply(from, `Waiting; ${data.match(/\d+/)[0]} before you.`);
-        if (event === "agent") {
-          const step = progress(JSON.parse(data));
-          if (step && step !== last) await reply(from, (last = step));
-        }
-        if (event === "response") {
-          const answer = JSON.parse(data);
-          if (answer.error?.code === "session_not_found") sessions.delete(from);
-          else if (answer.session_id) sessions.set(from, answer.session_id);
-          return words(answer);
-        }
-      }
-    } catch {
-      // Broken off: told below.
-    }
-    throw new Error("The connection broke while I worked; what was done so far is done. Please look before you send it again.");
+  } catch {
+    // Broken off: the command goes on.
+  }
+  return { why: "The connection broke. I ask again." };
+}
+
+// Sends a command until it has its answer.
+async function run(id) {
+  const { from } = open.get(id);
+  let last = "";
+  const tell = async (text) => {
+    if (text && text !== last) await reply(from, (last = text));
+  };
+  for (let tries = 0; ; tries++) {
+    const { answer, why } = await attempt(id, tell);
+    if (answer?.error?.code === "session_not_found") sessions.delete(from);
+    else if (answer?.session_id) sessions.set(from, answer.session_id);
+    if (answer) return words(answer);
+    if (tries >= Number(RETRIES)) throw new Error("The machine can't be reached. Please send that again later.");
+    await tell(why);
+    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
 }
+
+// Runs an open command to its end, whatever that is.
+async function finish(id) {
+  const { from } = open.get(id);
+  const text = await run(id).catch((error) => error.message);
+  await reply(from, text); // before it is forgotten, or a crash would lose it
+  open.delete(id);
+  save();
+}
+
+async function stopAll(sender) {
+  const own = [...open.keys()].filter((id) => open.get(id).from === sender);
+  if (own.length === 0) await reply(sender, "Nothing runs.");
+  for (const id of own) await send("DELETE", id).catch(() => reply(sender, "The machine is not up."));
+}
+
+const isMessage = (message) => ["id", "from", "text"].every((name) => typeof message?.[name] === "string" && message[name]) && /^[!-~]{1,200}$/.test(message.id);
 
 const server = createServer(async (request, response) => {
   if (request.method !== "POST" || request.url !== "/webhook") return response.writeHead(404).end();
@@ -121,7 +156,19 @@ const server = createServer(async (request, response) => {
   } catch {
     return response.writeHead(400).end();
   }
+  if (!isMessage(message)) return response.writeHead(400).end();
+  const { id, from, text } = message;
+  const isKnown = open.has(id); // sent twice by the chat's service
+  const isStop = text.trim().toLowerCase() === "stop";
+  if (!isKnown && !isStop) {
+    open.set(id, { from, body: JSON.stringify({ command: text, session_id: sessions.get(from) }) });
+    save();
+  }
   response.writeHead(202).end(); // a webhook must not wait for an agent
-  await reply(message.from, await run(message.from, message.text).catch((error) => error.message));
+  if (isStop) await stopAll(from);
+  else if (!isKnown) await finish(id);
 });
-server.listen(Number(PORT), HOST, () => console.log(`relay: http://${HOST}:${server.address().port}/webhook`));
+server.listen(Number(PORT), HOST, () => {
+  console.log(`relay: http://${HOST}:${server.address().port}/webhook`);
+  [...open.keys()].forEach(finish);
+});
