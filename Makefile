@@ -1,7 +1,8 @@
 # make run     set everything up and start the server on 127.0.0.1:3001
 # make check   format, vet, lint and the unit tests, in a minute
 # make test    everything that can be checked without a container engine
-# make soak    ten minutes of hostile load (SOAK=20m for more), and the tests that wait for minutes
+# make soak    ten minutes of hostile load (SOAK=20m for more), the tests that wait for minutes,
+#              and a thousand commands whose clients are cut off
 # make idle    half an hour in which a started Claude Code waits
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 .POSIX:
@@ -41,7 +42,7 @@ unit: tools
 	go test -race -count=1 -timeout 10m -parallel 12 -skip '^Test(Soak|Long)' .
 
 e2e: build
-	go test -count=1 -timeout 20m -v -skip '^TestImage' ./e2e
+	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e
 
 bench: build
 	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
@@ -50,8 +51,9 @@ bench: build
 	go test -run '^$$' -bench 'Flood|Stubborn|Stream|Chains' -benchtime 3x .
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
-soak:
+soak: build
 	SOAK=$(SOAK) go test -count=1 -run '^Test(Soak|Long)' -parallel 6 -v -timeout 40m .
+	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -v -timeout 60m ./e2e
 
 idle: build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e
