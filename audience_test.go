@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,7 +28,7 @@ func (s *testServer) join(t *testing.T, key, command string) streamReader {
 	if err != nil {
 		t.Fatal(err)
 	}
-	header := withKey(key, "Content-Type", "application/json", "Accept", "text/event-stream")
+	header := slices.Concat(s.authorization(), asJSON, asStream, withKey(key))
 	for i := 0; i < len(header); i += 2 {
 		request.Header.Set(header[i], header[i+1])
 	}
@@ -139,7 +140,7 @@ func TestAStreamThatDoesNotKeepUpDelaysNobody(t *testing.T) {
 	hurry := make(chan struct{})
 	heard := make(chan string, 1)
 	go func() {
-		in := hesitant{slow.in, hurry}
+		in := bufio.NewReaderSize(hesitant{slow.in, hurry}, 32<<10)
 		data, err := io.ReadAll(in)
 		heard <- fmt.Sprint(string(data), err)
 	}()
@@ -164,7 +165,7 @@ func TestAStreamThatDoesNotKeepUpDelaysNobody(t *testing.T) {
 	defer cancel()
 	control := make(chan outcome, 1)
 	s.stream(t, &http.Client{Transport: authorized{}}, command)
-	s.background(ctx, "hello", control, "Authorization", "Bearer correct")
+	s.background(ctx, "hello", control)
 	select {
 	case o := <-control:
 		t.Errorf("the control: the next command was answered beside the slow one: %+v", o)
@@ -172,7 +173,7 @@ func TestAStreamThatDoesNotKeepUpDelaysNobody(t *testing.T) {
 	}
 }
 
-// hesitant reads a little at a time, until it is told to hurry.
+// hesitant reads 160 kB a second, until it is told to hurry.
 type hesitant struct {
 	io.Reader
 	hurry <-chan struct{}
@@ -182,8 +183,8 @@ func (h hesitant) Read(p []byte) (int, error) {
 	select {
 	case <-h.hurry:
 		return h.Reader.Read(p)
-	case <-time.After(100 * time.Millisecond):
-		return h.Reader.Read(p[:1])
+	case <-time.After(200 * time.Millisecond):
+		return h.Reader.Read(p[:min(len(p), 32<<10)])
 	}
 }
 

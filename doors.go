@@ -33,7 +33,8 @@ type doors struct {
 }
 
 func newDoors(cfg *config) *doors {
-	return &doors{cfg: cfg, large: make(chan struct{}, cfg.Queue+2)}
+	most := min(cfg.Queue, 1<<20) + 2 // beyond that no descriptor is left
+	return &doors{cfg: cfg, large: make(chan struct{}, most)}
 }
 
 // recognize says why a client may not command this server, nil if it may.

@@ -14,7 +14,7 @@ func TestLargeBodiesAreReadAFewAtATime(t *testing.T) {
 	const senders = 20
 	few := startServer(t, "VM_QUEUE=1")
 	many := startServer(t, "VM_QUEUE=18")
-	half := strings.Repeat(" ", 7<<20)
+	half := strings.Repeat(" ", 200<<10)
 	servers := []*testServer{few, many}
 	for _, s := range servers {
 		for range senders {

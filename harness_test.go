@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -183,8 +184,18 @@ func (s *testServer) postIn(ctx context.Context, session, command string, header
 		fields["session_id"] = session
 	}
 	body, _ := json.Marshal(fields)
-	header = append([]string{"Content-Type", "application/json"}, header...)
+	header = slices.Concat(asJSON, s.authorization(), header)
 	return s.send(ctx, "POST", "/command", string(body), header...)
+}
+
+// authorization is the header that the server's token asks for.
+func (s *testServer) authorization() []string {
+	for _, entry := range s.cmd.Env {
+		if token, isThere := strings.CutPrefix(entry, "VM_TOKEN="); isThere {
+			return []string{"Authorization", "Bearer " + token}
+		}
+	}
+	return nil
 }
 
 // ask sends a command to the hostile claude and returns the answer.
@@ -229,13 +240,7 @@ func (s *testServer) describe(session string, header ...string) (d selfDescripti
 
 // state asks GET /healthz, with the server's token if it has one.
 func (s *testServer) state() (status int, state map[string]any) {
-	var header []string
-	for _, entry := range s.cmd.Env {
-		if token, isThere := strings.CutPrefix(entry, "VM_TOKEN="); isThere {
-			header = []string{"Authorization", "Bearer " + token}
-		}
-	}
-	response, body, err := s.send(context.Background(), "GET", "/healthz", "", header...)
+	response, body, err := s.send(context.Background(), "GET", "/healthz", "", s.authorization()...)
 	if err != nil {
 		return 0, nil
 	}

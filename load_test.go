@@ -62,6 +62,7 @@ var inChromium = []task{
 // client is how a command is sent and its answer read.
 type client struct {
 	accept        string
+	key           string        // with one, a client that goes away comes again until it is answered
 	patience      time.Duration // after which it goes away; 0: it stays
 	writes, reads time.Duration // how long it pauses before each piece
 }
@@ -82,9 +83,20 @@ func (r slowly) Read(p []byte) (int, error) {
 	return r.Reader.Read(p[:min(len(p), r.piece)])
 }
 
-// send returns the status and the error code of the one answer, the status code
-// of a refusal, or "gone".
+// send sends the command, and again if there is a key. It returns as once does.
 func (c client) send(s *testServer, command string) (string, error) {
+	for {
+		got, err := c.once(s, command)
+		if got != "gone" || c.key == "" {
+			return got, err
+		}
+		c.patience *= 2
+	}
+}
+
+// once returns the status and the error code of the one answer, the status code
+// of a refusal, or "gone".
+func (c client) once(s *testServer, command string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(c.patience, 5*time.Minute))
 	defer cancel()
 	body, _ := json.Marshal(map[string]string{"command": command})
@@ -93,8 +105,13 @@ func (c client) send(s *testServer, command string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	request.Header.Set("Content-Type", "application/json")
-	request.Header.Set("Accept", c.accept)
+	header := and(s.authorization(), "Content-Type", "application/json", "Accept", c.accept)
+	if c.key != "" {
+		header = and(header, "Idempotency-Key", c.key)
+	}
+	for i := 0; i < len(header); i += 2 {
+		request.Header.Set(header[i], header[i+1])
+	}
 	transport := &http.Transport{DisableKeepAlives: true}
 	defer transport.CloseIdleConnections()
 	response, err := transport.RoundTrip(request)
@@ -164,6 +181,9 @@ func (k *soak) anyClient() client {
 	c := client{accept: "application/json"}
 	if k.random.IntN(3) == 0 {
 		c.accept = "text/event-stream"
+	}
+	if k.random.IntN(3) == 0 {
+		c.key = newMarker()
 	}
 	switch k.random.IntN(6) {
 	case 0:

@@ -44,7 +44,7 @@ func TestSoak(t *testing.T) {
 
 func soakEnding(t *testing.T, duration time.Duration, random *rand.Rand) {
 	faults := slices.Clone(soakFaults)
-	env := []string{"VM_WARM=true", "VM_TIMEOUT=3m", "VM_HEARTBEAT=20ms"}
+	env := []string{"VM_TOKEN=correct", "VM_WARM=true", "VM_TIMEOUT=3m", "VM_HEARTBEAT=20ms"}
 	var rare []task
 	var marks []string
 	_, err := os.Stat("node_modules/.bin/claude")
@@ -70,7 +70,7 @@ func soakEnding(t *testing.T, duration time.Duration, random *rand.Rand) {
 }
 
 func soakStubborn(t *testing.T, duration time.Duration, random *rand.Rand) {
-	s := startServer(t, "VM_WARM=true", "VM_HEARTBEAT=20ms",
+	s := startServer(t, "VM_TOKEN=correct", "VM_WARM=true", "VM_HEARTBEAT=20ms",
 		"VM_TIMEOUT=300ms", "VM_STOP_GRACE=50ms", "VM_EXIT_GRACE=50ms")
 	newSoak(s, random).run(duration, stubborn, nil, nil)
 }
@@ -85,6 +85,21 @@ var soakFaults = []fault{
 			k.errorf("the killed CLI's command: %q", got)
 		}
 		k.accepted++
+	}},
+	{"stopped by its key", func(k *soak) {
+		outcomes := make(chan outcome, 2)
+		key := withKey(newMarker())
+		for range cap(outcomes) {
+			k.background(context.Background(), "waits "+k.marks[0], outcomes, key...)
+		}
+		k.running(k.marks[0])
+		k.stopKey(key[1])
+		for range cap(outcomes) {
+			if got := inShort((<-outcomes).answer); got != "canceled stopped" {
+				k.errorf("the stopped command: %q", got)
+			}
+			k.accepted++
+		}
 	}},
 	{"full queue", func(k *soak) {
 		k.send(slices.Repeat([]task{{"sleeps 100ms", "success, 429"}}, 20), plain, 20)
