@@ -139,6 +139,7 @@ func (a *audience) take(l *listener) (e event, isThere bool) {
 		return event{}, false
 	}
 	e = l.waiting[0]
+	l.waiting[0] = event{} // or the array would keep it
 	l.waiting = l.waiting[1:]
 	l.size -= len(e.data)
 	return e, true

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"slices"
 	"sync"
 	"time"
 )
@@ -139,7 +140,7 @@ func (l *ledger) forget() {
 		if !isTooMuch && !isOld {
 			return
 		}
-		l.kept = l.kept[1:]
+		l.kept = slices.Delete(l.kept, 0, 1) // and of the array, so that nothing keeps it
 		l.size -= len(oldest.response.data)
 		delete(l.commands, oldest.key)
 	}
