@@ -49,6 +49,7 @@ func (c *config) findKey(log *slog.Logger) error {
 		log.Warn("the agent can read these credentials, "+
 			"as only ANTHROPIC_API_KEY can be kept from it", "variable", name)
 	}
+
 	c.apiKey = os.Getenv("ANTHROPIC_API_KEY")
 	c.authToken = os.Getenv("ANTHROPIC_AUTH_TOKEN")
 	c.keyWithheld = c.KeyProxy

@@ -57,6 +57,7 @@ func (d *doors) admit(w http.ResponseWriter, r *http.Request) (*request, error) 
 	if err != nil {
 		return nil, err
 	}
+
 	kind, _, _ := mime.ParseMediaType(r.Header.Get("Content-Type"))
 	if kind != "application/json" {
 		return nil, fail("unsupported_media_type", "send Content-Type: application/json")
@@ -75,6 +76,7 @@ func (d *doors) admit(w http.ResponseWriter, r *http.Request) (*request, error) 
 	if err != nil {
 		return nil, err
 	}
+
 	req.key = key
 	req.digest = sha256.Sum256(body)
 	return req, nil
@@ -107,6 +109,7 @@ func (d *doors) read(w http.ResponseWriter, r *http.Request) (
 	body []byte, release func(), err error) {
 	release = func() {}
 	in := http.MaxBytesReader(w, r.Body, d.cfg.MaxBody)
+
 	var read bytes.Buffer
 	_, err = read.ReadFrom(io.LimitReader(in, smallBody))
 
@@ -117,6 +120,7 @@ func (d *doors) read(w http.ResponseWriter, r *http.Request) (
 			return nil, release, fail("queue_full",
 				"too many large requests are being read (VM_QUEUE + 2); try again later")
 		}
+
 		release = func() { <-d.large }
 		if r.ContentLength <= d.cfg.MaxBody {
 			read.Grow(int(max(0, r.ContentLength-smallBody)) + bytes.MinRead)

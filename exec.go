@@ -66,6 +66,7 @@ func (l *launcher) start(session string) (*agent, error) {
 	cmd.Stdout = out
 	cmd.Stderr = &a.stderr
 	cmd.Cancel = func() error { go a.descend(l.cfg.StopGrace); return nil }
+
 	// From its stop or its end on. A holder of its output that is not below this server
 	// is ended by nothing, and the answer must not wait for it for ever.
 	cmd.WaitDelay = 2*l.cfg.StopGrace + l.cfg.Timeout

@@ -115,6 +115,7 @@ func (h *handler) runForKey(w http.ResponseWriter, r *http.Request, req *request
 	if err != nil {
 		return err
 	}
+
 	if v.place != nil {
 		go h.runVisited(v, req, r.RemoteAddr)
 	}
@@ -152,6 +153,7 @@ func (h *handler) stop(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+
 	key, err := h.doors.key(r)
 	if err != nil {
 		return err

@@ -54,6 +54,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	debug.SetMemoryLimit(32 << 20) // collect garbage early: the agent needs the memory
 	log, refusals, sink := newLog(stderr)
 	defer sink.flush()
+
 	cfg, err := loadConfig(log)
 	if err != nil {
 		return err

@@ -54,6 +54,7 @@ func newServer(cfg *config, log, refusals *slog.Logger) *server {
 		giveUp:   s.queue.close,
 		sweep:    s.children.sweep,
 	}
+
 	commands := &commands{cfg: cfg, keeper: s.keeper, proxy: s.proxy, health: health}
 	s.handler = &handler{
 		cfg:      cfg,
