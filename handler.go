@@ -115,18 +115,18 @@ func (h *handler) runForKey(w http.ResponseWriter, r *http.Request, req *request
 	if err != nil {
 		return err
 	}
-
-	if v.place != nil {
-		go h.runVisited(v, req, r.RemoteAddr)
+	if v.isCounted {
+		defer h.queue.answered()
 	}
 	if v.isReplay {
 		w.Header().Set("Idempotency-Replayed", "true")
-	} else {
-		defer h.queue.answered()
 	}
 
 	form := formOf(r)
 	events := v.follow(r.Context(), isStream(form))
+	if v.place != nil {
+		go h.runVisited(v, req, r.RemoteAddr) // not before, or who began it would miss its begin
+	}
 	failed := reply(w, form, h.cfg.Heartbeat, events, r.Context().Done())
 
 	h.log.Info("client",

@@ -103,3 +103,41 @@ func stampOf(workspace, home string) []string {
 	cfg := &config{Workspace: workspace, Warm: true, agent: agent}
 	return strings.Split(startStamp(cfg), "\n")
 }
+
+// keptAnswers is a ledger of commands that no CLI runs.
+type keptAnswers struct{ ledger *ledger }
+
+func newKeptAnswers() keptAnswers {
+	return keptAnswers{newLedger(newQueue(1), context.Background())}
+}
+
+func (k keptAnswers) begin(key string) *visit {
+	v, err := k.ledger.visit(&request{key: key})
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+func (k keptAnswers) end(v *visit) {
+	v.place.leave()
+	v.tell(event{name: "response"})
+	k.ledger.end(v.keyed)
+}
+
+// add adds an answer of so many bytes.
+func (k keptAnswers) add(size int) {
+	v := k.begin(newMarker())
+	v.place.leave()
+	v.tell(event{name: "response", data: make([]byte, size)})
+	k.ledger.end(v.keyed)
+}
+
+// counted says for each key whether a shutdown waits for who visits it now.
+func (k keptAnswers) counted(keys ...string) map[string]bool {
+	counted := map[string]bool{}
+	for _, key := range keys {
+		counted[key] = k.begin(key).isCounted
+	}
+	return counted
+}

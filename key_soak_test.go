@@ -47,7 +47,7 @@ func TestSoakOf10000KeysKeepsTheMemory(t *testing.T) {
 	s.back(before, 2)
 	last := kilobytes(s.cmd.Process.Pid, "VmRSS")
 	t.Logf("%d kB after 2,000 keys, %d kB after %d", first, last, next)
-	if last > first*5/4 {
+	if last > first*5/4 && !hasRaceDetector() { // whose memory grows with every address
 		t.Error("the memory grew by more than a quarter")
 	}
 }

@@ -45,7 +45,8 @@ type keyed struct {
 // visit is what a request with a key finds.
 type visit struct {
 	*keyed
-	isReplay bool // the command was over before
+	isReplay  bool // the command was over before
+	isCounted bool // a shutdown waits until queue.answered is called
 
 	// Of a command that is new, which the visitor then runs; ctx ends when it must.
 	ctx   context.Context
@@ -62,8 +63,8 @@ func newLedger(queue *queue, running context.Context) *ledger {
 }
 
 // visit finds the command of the request's key or, where there is none, has a new
-// one enter the queue. Who visits a command that is not over calls queue.answered
-// once it has its answer, and who runs a new one does once more, after end.
+// one enter the queue. Who is counted calls queue.answered once it has its answer,
+// and who runs a new command does once more, after end.
 func (l *ledger) visit(req *request) (*visit, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -79,9 +80,9 @@ func (l *ledger) visit(req *request) (*visit, error) {
 	}
 
 	v := &visit{keyed: k, isReplay: k.isOver()}
-	if !v.isReplay {
-		l.queue.join() // end, which comes before its runner's answered, waits for mu
-	}
+	// While it is not over its runner is counted: that calls answered after end, which
+	// waits for mu.
+	v.isCounted = l.queue.join(!v.isReplay)
 	return v, nil
 }
 
@@ -91,18 +92,18 @@ func (l *ledger) open(req *request) (*visit, error) {
 	if err != nil {
 		return nil, err
 	}
-	l.queue.join()
+	l.queue.join(true)
 
 	ctx, stop := context.WithCancelCause(l.running)
 	k := &keyed{
-		audience: newAudience(),
+		audience: newAudience(l.queue.closing),
 		key:      req.key,
 		digest:   req.digest,
 		id:       rand.Text()[:8],
 		stop:     stop,
 	}
 	l.commands[req.key] = k
-	return &visit{keyed: k, ctx: ctx, place: place}, nil
+	return &visit{keyed: k, isCounted: true, ctx: ctx, place: place}, nil
 }
 
 // end says that a command has told its response, which is kept from now on.

@@ -318,8 +318,7 @@ func (k *soak) run(duration time.Duration, tasks, rare []task, faults []fault) {
 		}
 	}
 	k.t.Log(k)
-	info, _ := debug.ReadBuildInfo()
-	if slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if hasRaceDetector() {
 		k.t.Log("the memory is not judged: the race detector's own grows with every address that is used")
 	} else if len(k.memory) < 15 {
 		k.t.Logf("too few looks at the memory to judge it: %d kB", k.memory)
@@ -328,6 +327,11 @@ func (k *soak) run(duration time.Duration, tasks, rare []task, faults []fault) {
 	} else {
 		k.t.Logf("the memory grew by %.1f %% in %d looks", percent, len(k.memory))
 	}
+}
+
+func hasRaceDetector() bool {
+	info, _ := debug.ReadBuildInfo()
+	return slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 // growth compares the medians of the first and of the last third, as a single

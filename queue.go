@@ -98,9 +98,18 @@ func (p *place) move(before int) {
 	p.moved <- before
 }
 
-// join says that one more client waits for a command that entered, and for whom
-// nobody has called answered yet.
-func (q *queue) join() { q.answers.Add(1) }
+// join counts one more client, who waits for a command that entered. It says false
+// for a command that is over, and so not counted itself, once a shutdown waits.
+func (q *queue) join(isOpen bool) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+
+	if !isOpen && q.closing.Err() != nil {
+		return false
+	}
+	q.answers.Add(1)
+	return true
+}
 
 // answered says that a client of a command that entered has its answer.
 func (q *queue) answered() { q.answers.Done() }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -15,11 +16,11 @@ import (
 // is the response alone, or an event stream. While there is nothing to send, a
 // heartbeat that means nothing keeps proxies and clients from giving up.
 
-// writeLimit is how long a client may leave unread what it is sent before it
-// counts as gone, and a second more for each slowest bytes.
+// A client that is sent data, and takes less than a piece of it within writeLimit,
+// counts as gone.
 const (
 	writeLimit = 20 * time.Second
-	slowest    = 64 << 10
+	pieceSize  = 1 << 20 // bytes
 )
 
 // event is what the client of a command is told: queued, agent or, last, response.
@@ -150,14 +151,19 @@ func newSender(w http.ResponseWriter, contentType string) *sender {
 // send writes the parts, unless there are none, and has them flushed soon.
 func (s *sender) send(parts ...[]byte) {
 	for _, part := range parts {
-		if s.err != nil {
-			return
+		for piece := range slices.Chunk(part, pieceSize) {
+			s.write(piece)
 		}
-		patience := writeLimit + time.Duration(len(part)/slowest)*time.Second
-		s.control.SetWriteDeadline(time.Now().Add(patience))
-		_, s.err = s.w.Write(part)
-		s.flushSoon()
 	}
+}
+
+func (s *sender) write(piece []byte) {
+	if s.err != nil {
+		return
+	}
+	s.control.SetWriteDeadline(time.Now().Add(writeLimit))
+	_, s.err = s.w.Write(piece)
+	s.flushSoon()
 }
 
 // flushSoon lets what comes quickly be sent together.
