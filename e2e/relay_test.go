@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -29,7 +32,7 @@ func startRelayed(t *testing.T, env ...string) *vm {
 	return start(t, append([]string{"VM_TOKEN=correct"}, env...)...)
 }
 
-func startRelay(t *testing.T, v *vm) *relay {
+func startRelay(t *testing.T, v *vm, env ...string) *relay {
 	t.Helper()
 	replies := &buffer{}
 	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -40,6 +43,7 @@ func startRelay(t *testing.T, v *vm) *relay {
 	t.Cleanup(sink.Close)
 	r := &relay{v: v}
 	r.env = []string{"PORT=0", "VM_URL=" + v.url, "VM_TOKEN=correct", "REPLY_URL=" + sink.URL, "RETRY_MS=100", "STATE=" + t.TempDir() + "/state"}
+	r.env = append(r.env, env...)
 	r.replies = func() []string { return strings.Split(strings.TrimSpace(replies.String()), "\n") }
 	r.start()
 	t.Cleanup(r.kill)
@@ -129,6 +133,45 @@ func TestTheRelayTellsEachSenderHowItGoes(t *testing.T) {
 	r.waitFor("restarted> The machine is restarting. I begin again then.")
 	r.send("down", "hello")
 	r.waitFor("down> The machine is not up yet.")
+}
+
+// What is stopped while it is tried again is not begun.
+func TestTheRelayDoesNotBeginWhatWasStopped(t *testing.T) {
+	v := startRelayed(t, "VM_QUEUE=0")
+	r := startRelay(t, v)
+	r.send("one", "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on")
+	r.waitFor("one> ⚙")
+	r.send("two", "two is done")
+	r.waitFor("two> I have too much to do just now")
+	r.send("two", "stop")
+	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.waitFor("one> it went on")
+	r.waitFor("two> I stopped, before it was begun or after it was over.")
+	if said := strings.Join(r.replies(), "\n"); strings.Contains(said, "two> two is done") {
+		t.Errorf("what was stopped was begun:\n%s", said)
+	}
+}
+
+// What a proxy answers while the machine restarts says nothing of the command.
+func TestTheRelayAsksAgainAfterAProxysOwnError(t *testing.T) {
+	v := startRelayed(t)
+	var asked atomic.Int32
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) < 3 {
+			w.WriteHeader(http.StatusBadGateway)
+			w.Write([]byte("<html>Bad Gateway</html>"))
+			return
+		}
+		target, _ := url.Parse(v.url)
+		httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
+	}))
+	t.Cleanup(proxy.Close)
+	r := startRelay(t, v, "VM_URL="+proxy.URL)
+	r.send("ann", "hello")
+	r.waitFor("ann> The machine is restarting. I keep trying.")
+	r.waitFor("ann> hello")
 }
 
 // A relay that is killed joins what it began, when it is there again.

@@ -10,7 +10,7 @@
 import { createServer } from "node:http";
 import { existsSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 
-const { VM_URL = "http://127.0.0.1:3001", VM_TOKEN, REPLY_URL, HOST = "127.0.0.1", PORT = "3000", RETRY_MS = "5000", RETRIES = "60", STATE = "relay.json" } = process.env;
+const { VM_URL = "http://127.0.0.1:3001", VM_TOKEN, REPLY_URL, HOST = "127.0.0.1", PORT = "3000", RETRY_MS = "5000", STATE = "relay.json" } = process.env;
 if (!VM_TOKEN || !REPLY_URL) {
   console.error("relay: set VM_TOKEN to the server's, and REPLY_URL to where replies go");
   process.exit(1);
@@ -18,10 +18,11 @@ if (!VM_TOKEN || !REPLY_URL) {
 
 const saved = existsSync(STATE) ? JSON.parse(readFileSync(STATE, "utf8")) : {};
 const sessions = new Map(saved.sessions); // sender → session_id of the conversation
-const open = new Map(saved.open); // id → {from, body} of a command, as it was sent: the same key wants the same bytes
+const open = new Map(saved.open); // id → {from, body, isStopped} of a command, as it was sent: the same key wants the same bytes
+const done = new Set(saved.done); // the last ids that were answered, as a chat may deliver a message again
 
 function save() {
-  writeFileSync(`${STATE}.new`, JSON.stringify({ sessions: [...sessions], open: [...open] }));
+  writeFileSync(`${STATE}.new`, JSON.stringify({ sessions: [...sessions], open: [...open], done: [...done].slice(-1000) }));
   renameSync(`${STATE}.new`, STATE);
 }
 
@@ -81,21 +82,24 @@ const send = (method, id, body) =>
     body,
   });
 
-// One try of a command: its answer, or in words why there is none yet. It throws
-// what trying again would not change.
+// One try of a command: its answer, or in words why there is none yet, and perhaps
+// for how long to wait. It throws what trying again would not change.
 async function attempt(id, tell) {
+  const command = open.get(id);
   let response;
   try {
-    response = await send("POST", id, open.get(id).body);
+    response = await send("POST", id, command.body);
   } catch {
     return { why: "The machine is not up yet. I keep trying." };
   }
   if (response.status !== 200) {
-    const { error } = await response.json();
-    if (response.status === 429) return { why: "I have too much to do just now. I keep trying." };
-    if (response.status === 503) return { why: "The machine is restarting. I keep trying." };
+    const error = (await response.json().catch(() => null))?.error;
+    if (response.status === 429) return { why: "I have too much to do just now. I keep trying.", seconds: Number(response.headers.get("Retry-After")) };
+    if (response.status === 401) console.error("relay: the server refuses VM_TOKEN");
+    if (response.status === 401 || response.status >= 500 || !error) return { why: "The machine is restarting. I keep trying." };
     throw new Error(`That can't be sent: ${error.message}`);
   }
+  if (command.isStopped) await send("DELETE", id).catch(() => {}); // it had not begun before
   try {
     for await (const { event, data } of events(response.body)) {
       if (event === "queued") await tell(`Waiting; ${data.match(/\d+/)[0]} before you.`);
@@ -111,21 +115,26 @@ async function attempt(id, tell) {
   return { why: "The connection broke. I ask again." };
 }
 
-// Sends a command until it has its answer.
+// Sends a command until it has its answer, in words. A stopped one is not begun again.
 async function run(id) {
   const { from } = open.get(id);
   let last = "";
   const tell = async (text) => {
     if (text && text !== last) await reply(from, (last = text));
   };
-  for (let tries = 0; ; tries++) {
-    const { answer, why } = await attempt(id, tell);
+  for (;;) {
+    const { answer, why, seconds } = await attempt(id, tell);
     if (answer?.error?.code === "session_not_found") sessions.delete(from);
     else if (answer?.session_id) sessions.set(from, answer.session_id);
     if (answer) return words(answer);
-    if (tries >= Number(RETRIES)) throw new Error("The machine can't be reached. Please send that again later.");
     await tell(why);
-    await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    await new Promise((resolve) => setTimeout(resolve, seconds ? 1000 * seconds : RETRY_MS));
+    while (open.get(id).isStopped) {
+      const stop = await send("DELETE", id).catch(() => null);
+      if (stop?.status === 404) return "I stopped, before it was begun or after it was over.";
+      if (stop?.status === 202) break; // its answer is to come
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
   }
 }
 
@@ -135,13 +144,17 @@ async function finish(id) {
   const text = await run(id).catch((error) => error.message);
   await reply(from, text); // before it is forgotten, or a crash would lose it
   open.delete(id);
+  done.add(id);
   save();
 }
 
+// Stops all that the sender began; what is being tried again is seen to by run.
 async function stopAll(sender) {
-  const own = [...open.keys()].filter((id) => open.get(id).from === sender);
+  const own = [...open].filter(([, command]) => command.from === sender);
   if (own.length === 0) await reply(sender, "Nothing runs.");
-  for (const id of own) await send("DELETE", id).catch(() => reply(sender, "The machine is not up."));
+  for (const [, command] of own) command.isStopped = true;
+  save();
+  for (const [id] of own) await send("DELETE", id).catch(() => {});
 }
 
 const isMessage = (message) => ["id", "from", "text"].every((name) => typeof message?.[name] === "string" && message[name]) && /^[!-~]{1,200}$/.test(message.id);
@@ -158,7 +171,7 @@ const server = createServer(async (request, response) => {
   }
   if (!isMessage(message)) return response.writeHead(400).end();
   const { id, from, text } = message;
-  const isKnown = open.has(id); // sent twice by the chat's service
+  const isKnown = open.has(id) || done.has(id); // sent twice by the chat's service
   const isStop = text.trim().toLowerCase() === "stop";
   if (!isKnown && !isStop) {
     open.set(id, { from, body: JSON.stringify({ command: text, session_id: sessions.get(from) }) });
