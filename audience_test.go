@@ -32,8 +32,7 @@ func (s *testServer) join(t *testing.T, key, command string) streamReader {
 	for i := 0; i < len(header); i += 2 {
 		request.Header.Set(header[i], header[i+1])
 	}
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	response, err := client.Do(request)
+	response, err := unbuffered().Do(request)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -133,7 +132,7 @@ func TestAStreamThatJoinsIsAsIfItHadBeenThere(t *testing.T) {
 func TestAStreamThatDoesNotKeepUpDelaysNobody(t *testing.T) {
 	t.Parallel()
 	s := startKeyed(t, "VM_TIMEOUT=5m")
-	const lines = 40000 // of 1 kB: more than the kernel's buffers hold
+	const lines = 20000 // of 1 kB: more than the kernel's buffers hold
 	command := fmt.Sprint("emits ", lines)
 
 	slow := s.join(t, "a", command)
@@ -173,7 +172,7 @@ func TestAStreamThatDoesNotKeepUpDelaysNobody(t *testing.T) {
 	}
 }
 
-// hesitant reads 160 kB a second, until it is told to hurry.
+// hesitant reads 20 kB a second at most, until it is told to hurry.
 type hesitant struct {
 	io.Reader
 	hurry <-chan struct{}
@@ -184,7 +183,7 @@ func (h hesitant) Read(p []byte) (int, error) {
 	case <-h.hurry:
 		return h.Reader.Read(p)
 	case <-time.After(200 * time.Millisecond):
-		return h.Reader.Read(p[:min(len(p), 32<<10)])
+		return h.Reader.Read(p[:min(len(p), 4<<10)])
 	}
 }
 

@@ -174,13 +174,7 @@ func TestAClientThatStopsReadingCancelsItsCommand(t *testing.T) {
 func TestAClientThatReadsSlowlyKeepsItsAnswer(t *testing.T) {
 	t.Parallel()
 	s := startServer(t, "VM_TIMEOUT=5m")
-	small := net.Dialer{Control: func(_, _ string, connection syscall.RawConn) error {
-		return connection.Control(func(fd uintptr) { // or the kernel would read for it
-			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 64<<10)
-		})
-	}}
-	client := &http.Client{Transport: &http.Transport{DialContext: small.DialContext}}
-	response := s.stream(t, client, "one-large-line") // of 14 MB
+	response := s.stream(t, unbuffered(), "one-large-line") // of 14 MB
 	chunk := make([]byte, 64<<10)
 	var begun time.Time
 	for begun.IsZero() || time.Since(begun) < writeLimit+2*time.Second {
@@ -200,6 +194,18 @@ func TestAClientThatReadsSlowlyKeepsItsAnswer(t *testing.T) {
 	if err != nil || !found || !bytes.Contains(end, []byte(`"status":"success"`)) {
 		t.Errorf("the stream ends with %.300q, %v; the server's log:\n%s", end, err, s.stderr)
 	}
+}
+
+// unbuffered is a client for which the kernel reads only a little.
+func unbuffered() *http.Client {
+	small := net.Dialer{Control: func(_, _ string, connection syscall.RawConn) error {
+		return connection.Control(func(fd uintptr) {
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 64<<10)
+			// Or it would tell that there is room for 64 kB at a time.
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 1460)
+		})
+	}}
+	return &http.Client{Transport: &http.Transport{DialContext: small.DialContext, DisableKeepAlives: true}}
 }
 
 // stream sends a command, whose answer streams as fast as it is read.

@@ -67,6 +67,15 @@ func replyTo(w http.ResponseWriter, accept string, heartbeat time.Duration, resp
 	reply(w, formOf(r), heartbeat, events, nil)
 }
 
+// bodyReader is how the doors of a server with that queue read a body.
+func bodyReader(queue int) func(http.ResponseWriter, *http.Request) (size int, release func(), err error) {
+	d := newDoors(&config{Queue: queue, MaxBody: maxBody})
+	return func(w http.ResponseWriter, r *http.Request) (int, func(), error) {
+		body, release, err := d.read(w, r)
+		return len(body), release, err
+	}
+}
+
 // decode is what a body asks for.
 func decode(body []byte) (prompt, session string, err error) {
 	c, err := decodeRequest(body)

@@ -59,7 +59,7 @@ type children struct {
 	ended func(syscall.WaitStatus)
 
 	condemned map[int]bool // pids that kill signalled and reap has not collected
-	killed    int          // how many of those SIGKILL ended, since the sweep began
+	killed    int          // how many of those but the agent SIGKILL ended, since the sweep began
 }
 
 // start starts cmd. ended is called in a goroutine of its own when it has ended.
@@ -113,17 +113,18 @@ func (c *children) reap() (collected int, noneLeft bool) {
 
 // collect takes note of a child's end. mu is held.
 func (c *children) collect(pid int, status syscall.WaitStatus) {
+	isLeft := c.condemned[pid] && pid != c.agent // the agent itself was not left by it
+	wasKilled := status.Signaled() && status.Signal() == syscall.SIGKILL
+	if wasKilled && isLeft {
+		c.killed++
+	}
+	delete(c.condemned, pid)
+
 	if pid == c.agent {
 		go c.ended(status)
 		c.agent = 0
 		c.ended = nil
 	}
-
-	wasKilled := status.Signaled() && status.Signal() == syscall.SIGKILL
-	if wasKilled && c.condemned[pid] {
-		c.killed++
-	}
-	delete(c.condemned, pid)
 }
 
 // sweepResult is what a sweep did.
