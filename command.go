@@ -130,7 +130,7 @@ func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 	unwatch := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
 	defer unwatch()
 
-	a.prompt.give(j.prompt)
+	a.prompt.give(j.request)
 	t := &transcript{}
 	c.follow(a, t, j.tell)
 

@@ -24,15 +24,15 @@ func newPrompt() (*prompt, error) {
 
 // give writes the prompt, and the end of input behind it, as the agent gets no
 // other. It doesn't wait.
-func (p *prompt) give(text string) {
+func (p *prompt) give(req *request) {
 	type message struct {
 		Role    string `json:"role"`
-		Content string `json:"content"`
+		Content any    `json:"content"`
 	}
 	input := struct {
 		Type    string  `json:"type"`
 		Message message `json:"message"`
-	}{"user", message{"user", text}}
+	}{"user", message{"user", contentOf(req)}}
 
 	go func() {
 		out := json.NewEncoder(p.feed)
@@ -41,6 +41,19 @@ func (p *prompt) give(text string) {
 		p.feed.Close()
 		p.delivered <- err
 	}()
+}
+
+// contentOf is what the model is sent: a text or, with pictures, blocks.
+func contentOf(req *request) any {
+	if len(req.images) == 0 {
+		return req.prompt
+	}
+
+	var blocks []any
+	for _, picture := range req.images {
+		blocks = append(blocks, picture)
+	}
+	return append(blocks, block{Type: "text", Text: req.prompt})
 }
 
 // unread says, of an agent that is over, whether it never had the whole prompt:

@@ -15,8 +15,9 @@ import (
 
 // request is what a client asks for.
 type request struct {
-	prompt  string // not blank
-	session string // a UUID, "" for a new conversation
+	prompt  string  // not blank
+	images  []image // which the model sees before it
+	session string  // a UUID, "" for a new conversation
 
 	key    string   // its Idempotency-Key, "" for none
 	digest [32]byte // of the body
@@ -24,13 +25,16 @@ type request struct {
 
 var uuid = regexp.MustCompile(`^[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}$`)
 
-// decodeRequest reads {"command": "…", "session_id": "…"} and nothing else.
+// decodeRequest reads {"command": "…", "session_id": "…", "images": […]} and nothing
+// else.
 func decodeRequest(body []byte) (*request, error) {
 	fields, err := decodeObject(body)
 	if err != nil {
 		return nil, err
 	}
 
+	images, hasImages := fields["images"]
+	delete(fields, "images")
 	for name, value := range fields {
 		if err := checkField(name, value); err != nil {
 			return nil, err
@@ -42,7 +46,12 @@ func decodeRequest(body []byte) (*request, error) {
 	if strings.TrimSpace(prompt) == "" {
 		return nil, errors.New(`command is missing or blank: send {"command": "…"}`)
 	}
-	return &request{prompt: prompt, session: session}, nil
+
+	req := &request{prompt: prompt, session: session}
+	if hasImages {
+		req.images, err = decodeImages(images)
+	}
+	return req, err
 }
 
 // decodeObject reads one JSON object in UTF-8, with nothing behind it.
@@ -82,7 +91,7 @@ func invalidAt(text []byte) (at int) {
 
 func checkField(name string, value any) error {
 	if name != "command" && name != "session_id" {
-		return fmt.Errorf("unknown field %.40q: there are command and session_id", name)
+		return fmt.Errorf("unknown field %.40q: there are command, session_id and images", name)
 	}
 
 	text, isText := value.(string)

@@ -22,11 +22,15 @@ type answer struct {
 
 // post sends a command and returns its answer and the body as it came.
 func (v *vm) post(ctx context.Context, command, session string, header ...string) (a answer, body string, err error) {
-	request := map[string]string{"command": command}
+	return v.send(ctx, map[string]any{"command": command}, session, header...)
+}
+
+// send sends a command's fields, and the session if there is one.
+func (v *vm) send(ctx context.Context, fields map[string]any, session string, header ...string) (a answer, body string, err error) {
 	if session != "" {
-		request["session_id"] = session
+		fields["session_id"] = session
 	}
-	data, _ := json.Marshal(request)
+	data, _ := json.Marshal(fields)
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, v.url+"/command", bytes.NewReader(data))
 	if err != nil {
 		return a, "", err

@@ -199,7 +199,7 @@ func conversation(messages []message) (prompt string, done int, last string) {
 				for _, c := range blocks(b.Content) {
 					last += c.Text
 				}
-			case b.Type == "text" && !strings.HasPrefix(b.Text, "<system-reminder>"):
+			case b.Type == "text" && !isTheCLIs(b.Text):
 				texts = append(texts, b.Text)
 			}
 		}
@@ -210,6 +210,12 @@ func conversation(messages []message) (prompt string, done int, last string) {
 		}
 	}
 	return prompt, done, last
+}
+
+// isTheCLIs says whether a text beside the prompt is the CLI's own: a reminder, or
+// the file that it has made of a picture.
+func isTheCLIs(text string) bool {
+	return strings.HasPrefix(text, "<system-reminder>") || strings.HasPrefix(text, "[Image: source: ")
 }
 
 // next decides the model's turn: the call of the first step that is not done,
