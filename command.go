@@ -125,7 +125,8 @@ func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 	defer a.release()
 	// Not before: a waiting one needs no key (measured).
-	c.proxy.allow(&lease{placeholder: a.placeholder, stop: a.stop})
+	l := &lease{placeholder: a.placeholder, stop: a.stop}
+	c.proxy.allow(l)
 	defer c.proxy.allow(nil)
 	unwatch := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
 	defer unwatch()
@@ -135,6 +136,7 @@ func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 	c.follow(a, t, j.tell)
 
 	t.stopped = context.Cause(a.ctx)
+	t.retryAt = l.wanted()
 	if a.hasExited() {
 		t.exit = a.exit
 	}

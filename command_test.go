@@ -18,7 +18,7 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		return answer{Status: "success", Result: result, NumTurns: 2, CostUSD: 0.25}
 	}
 	failed := func(code, message string) answer {
-		return answer{Status: "failed", Error: &problem{code, message}}
+		return answer{Status: "failed", Error: &problem{Code: code, Message: message}}
 	}
 	crashed := func(exit, stderr string) answer {
 		return failed("agent_crashed",
@@ -43,6 +43,13 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
 	late := saying("all of it", timeout)
 	late.NumTurns, late.CostUSD = 2, 0.25
+	limited := func(code, message, until, words string) answer {
+		a := failed(code, message+": "+words+
+			"; send the command again later, with its session_id to go on")
+		a.Error.RetryAt, a.Result = until, words
+		return a
+	}
+	const spent, busy = "the account's limit is reached", "the model's API has too much to do"
 	died := crashed("signal: killed", "")
 	died.Error.Message = strings.Replace(died.Error.Message, "without a result",
 		"in a turn that followed its result", 1)
@@ -75,6 +82,18 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		{"a key that the CLI gives up on", "gives-up-on-its-key",
 			saying("Invalid API key", keyRefused)},
 		{"no credentials at all", "not-logged-in", saying("Not logged in", noCredentials)},
+		{"a plan's limit", "hits-a-limit 1795707601",
+			limited("usage_limit", spent, "2026-11-26T15:40:01Z", "You've hit your limit")},
+		{"a plan's limit until no date at all", "hits-a-limit 1e300",
+			limited("usage_limit", spent, "", "You've hit your limit")},
+		{"no balance", "has-no-balance",
+			limited("usage_limit", spent, "", "Credit balance is too low")},
+		{"an API that has too much to do", "is-overloaded 529",
+			limited("overloaded", busy, "", "API Error")},
+		{"an API that is asked too often", "is-overloaded 429",
+			limited("overloaded", busy, "", "API Error")},
+		{"another refusal of the API", "is-overloaded 500", saying("API Error",
+			failed("agent_error", "API Error"))},
 		{"an exit without a result", "exits", crashed("exit status 3", "the reason")},
 		{"a signal without a result", "dies",
 			saying("last words", crashed("signal: killed", ""))},

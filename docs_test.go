@@ -171,7 +171,7 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		note(method, response, text)
 	}
 	for _, command := range []string{
-		"hello", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits", "waits",
+		"hello", "hits-a-limit 1795707601", "is-overloaded 529", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits", "waits",
 	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}

@@ -183,6 +183,18 @@ func hostileClaude() {
 	case "reports-an-error":
 		emit(`{"type":"result","subtype":"success","is_error":true,"result":"API Error: 529 overloaded"}`)
 		os.Exit(1)
+	case "hits-a-limit": // of a plan, until the marker's first word
+		marker, _, _ = strings.Cut(marker, " ")
+		emit(`{"type":"rate_limit_event","rate_limit_info":{"status":"rejected",` +
+			`"rateLimitType":"five_hour","resetsAt":` + marker + `}}`)
+		refusedByTheAPI("rate_limit", 429, "You've hit your limit")
+	case "has-no-balance":
+		refusedByTheAPI("billing_error", 400, "Credit balance is too low")
+	case "is-overloaded": // with the marker's first word as the status
+		marker, _, _ = strings.Cut(marker, " ")
+		status, _ := strconv.Atoi(marker)
+		emit(`{"type":"rate_limit_event","rate_limit_info":{"status":"rejected"}}`)
+		refusedByTheAPI("rate_limit", status, "API Error")
 	case "unknown-session":
 		emit(`{"type":"result","subtype":"error_during_execution","is_error":true,` +
 			`"errors":["No conversation found with session ID: x"]}`)
@@ -317,6 +329,14 @@ func waitForInput() {
 		events, revents int16
 	}{0, 1, 0} // POLLIN
 	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, 0, 0, 0, 0)
+}
+
+func refusedByTheAPI(kind string, status int, words string) {
+	emit(`{"type":"assistant","error":"` + kind + `",` +
+		`"message":{"content":[{"type":"text","text":"` + words + `"}]}}`)
+	emit(fmt.Sprintf(`{"type":"result","subtype":"success","is_error":true,`+
+		`"api_error_status":%d,"result":"%s"}`, status, words))
+	os.Exit(1)
 }
 
 func emit(line string) { os.Stdout.WriteString(line + "\n") }

@@ -14,12 +14,13 @@ import (
 type problem struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
+	RetryAt string `json:"retry_at,omitempty"` // RFC 3339, where it is known when to try again
 }
 
 func (p *problem) Error() string { return p.Message }
 
 func fail(code, format string, args ...any) *problem {
-	return &problem{code, fmt.Sprintf(format, args...)}
+	return &problem{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
 // Why an agent is stopped. No caller is told of errSilent, which ends a CLI that has
@@ -48,7 +49,7 @@ func refusal(err error) *problem {
 	if errors.As(err, &why) {
 		return why
 	}
-	return &problem{"invalid_request", err.Error()}
+	return &problem{Code: "invalid_request", Message: err.Error()}
 }
 
 // httpStatus is the status code of a refusal.

@@ -40,8 +40,18 @@ var routes = []route{
 // lease is one agent's right to use the key.
 type lease struct {
 	placeholder string
-	stop        context.CancelCauseFunc // ends the agent, with the reason
-	outOfReach  sync.Once               // logs it, as the CLI asks again and again
+	stop        context.CancelCauseFunc   // ends the agent, with the reason
+	outOfReach  sync.Once                 // logs it, as the CLI asks again and again
+	retryAt     atomic.Pointer[time.Time] // by the last answer that said: not now
+}
+
+// wanted is when the API wants to be asked again, zero if it said nothing.
+func (l *lease) wanted() time.Time {
+	until := l.retryAt.Load()
+	if until == nil {
+		return time.Time{}
+	}
+	return *until
 }
 
 // leased is where a request's context has its lease.
@@ -142,8 +152,8 @@ func (p *keyProxy) rewrite(r *httputil.ProxyRequest) {
 
 var errSwitches = errors.New("it switched to another protocol")
 
-// inspect stops the agent whose request was refused for its key: the CLI would try
-// for minutes (measured).
+// inspect stops the agent whose request was refused for its key, as the CLI would try
+// for minutes (measured), and notes until when the API has too much to do.
 func (p *keyProxy) inspect(r *http.Response) error {
 	isMessage := strings.HasSuffix(r.Request.URL.Path, "/v1/messages")
 	switch {
@@ -151,6 +161,9 @@ func (p *keyProxy) inspect(r *http.Response) error {
 		return errSwitches
 	case r.StatusCode == http.StatusUnauthorized && isMessage:
 		leaseOf(r.Request).stop(errKeyRefused)
+	case isBusy(r.StatusCode):
+		until := retryAfter(r.Header)
+		leaseOf(r.Request).retryAt.Store(&until)
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"math"
 	"strings"
+	"time"
 )
 
 // What the CLI prints, line by line, and what it comes to: the answer. Nothing
@@ -46,6 +47,7 @@ type message struct {
 	APIStatus  int            `json:"api_error_status"`
 	NumTurns   int            `json:"num_turns"`
 	CostUSD    float64        `json:"total_cost_usd"`
+	Limit      rateLimit      `json:"rate_limit_info"`
 }
 
 type content struct {
@@ -99,20 +101,22 @@ func (m *message) refusesKey() bool {
 
 // transcript is what is kept of a command's course: the last of everything.
 type transcript struct {
-	answer                // as far as it is known
-	conversation string   // as the last init named it
-	verdict      *message // the last result
-	complete     bool     // the verdict stands: no other turn has begun since
-	unauthorized bool     // the last words of the agent are that the API refuses it
-	begun        bool     // the CLI said something that no hook says
-	skipped      int      // lines that were no message
+	answer                 // as far as it is known
+	conversation string    // as the last init named it
+	verdict      *message  // the last result
+	complete     bool      // the verdict stands: no other turn has begun since
+	refusal      string    // why the API refused the agent's last words, as the CLI calls it
+	limit        rateLimit // the plan's, as it was told last
+	begun        bool      // the CLI said something that no hook says
+	skipped      int       // lines that were no message
 
-	stopped error  // why the agent was stopped, nil if it ended by itself
-	exit    string // how the CLI ended, "" if there was none
-	stderr  string // the end of it
-	unread  bool   // the CLI never had the whole prompt
-	warm    bool   // the CLI had been waiting
-	unswept error  // why processes could not be cleared away, nil if they were
+	stopped error     // why the agent was stopped, nil if it ended by itself
+	exit    string    // how the CLI ended, "" if there was none
+	stderr  string    // the end of it
+	unread  bool      // the CLI never had the whole prompt
+	warm    bool      // the CLI had been waiting
+	retryAt time.Time // when the API wants to be asked again, zero if it said nothing
+	unswept error     // why processes could not be cleared away, nil if they were
 }
 
 // note takes in one message. stopping says that the agent was told to stop
@@ -139,13 +143,15 @@ func (t *transcript) note(m *message, stopping bool) {
 		}
 		t.verdict = m
 		t.complete = true
+	case m.Type == "rate_limit_event":
+		t.limit = m.Limit
 	case m.isInit():
 		t.complete = false
 		t.conversation = m.SessionID
 		t.MCPServers = m.MCPServers
 	case m.Type == "assistant" && m.Parent == "":
 		t.complete = false
-		t.unauthorized = m.Error == "authentication_failed"
+		t.refusal = m.Error
 		t.Result = cmp.Or(m.text(), t.Result)
 	}
 }
@@ -162,6 +168,8 @@ func (t *transcript) note(m *message, stopping bool) {
 //	                a good one                      success
 //	                no credentials                  failed: no_credentials
 //	                a refusal of them               failed: authentication_failed
+//	                a plan's limit, no balance      failed: usage_limit
+//	                another 429, or 529             failed: overloaded
 //	                an unknown session              failed: session_not_found
 //	                another error                   failed: agent_error
 //
@@ -180,6 +188,8 @@ func (t *transcript) judge() {
 	if isGood && (t.complete || !hasReason && !diedSince) {
 		t.Result = t.verdict.Result
 	}
+	isRefused := t.refusal == "authentication_failed"
+	hasNoneLeft := t.refusal == "billing_error" || t.refusal == "rate_limit" && t.limit.isReached()
 
 	switch {
 	case t.unswept != nil:
@@ -194,10 +204,18 @@ func (t *transcript) judge() {
 			"%s; the end of its stderr: %s", t.exit, t.stderr))
 	case isGood:
 		t.Status = "success"
-	case t.unauthorized && t.verdict.APIStatus == 0: // nothing was asked (measured)
+	case isRefused && t.verdict.APIStatus == 0: // nothing was asked (measured)
 		t.fail(errNoCredentials)
-	case t.unauthorized:
+	case isRefused:
 		t.fail(errKeyRefused)
+	case hasNoneLeft:
+		until := t.limit.end()
+		if until.IsZero() {
+			until = t.retryAt
+		}
+		t.fail(limited("usage_limit", "the account's limit is reached", t.verdict.words(), until))
+	case isBusy(t.verdict.APIStatus):
+		t.fail(limited("overloaded", "the model's API has too much to do", t.verdict.words(), t.retryAt))
 	default:
 		t.fail(t.verdict.problem())
 	}
@@ -215,6 +233,11 @@ func (m *message) problem() *problem {
 			"%s; leave session_id out to begin a new conversation", m.Errors[0])
 	}
 
+	return fail("agent_error", "%s", m.words())
+}
+
+// words are what the CLI says of its error.
+func (m *message) words() string {
 	words := cmp.Or(m.Result, strings.Join(m.Errors, "; "), m.Subtype)
-	return fail("agent_error", "%s", cmp.Or(words, "Claude Code reports an error without a word"))
+	return cmp.Or(words, "Claude Code reports an error without a word")
 }

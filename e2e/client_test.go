@@ -17,7 +17,10 @@ type answer struct {
 	MCPServers []struct {
 		Name, Status string
 	} `json:"mcp_servers"`
-	Error struct{ Code, Message string } `json:"error"`
+	Error struct {
+		Code, Message string
+		RetryAt       string `json:"retry_at"`
+	} `json:"error"`
 }
 
 // post sends a command and returns its answer and the body as it came.

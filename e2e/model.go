@@ -11,6 +11,7 @@
 //	screenshot            Playwright's browser_take_screenshot
 //	tool: NAME JSON       any other tool
 //	wait: DURATION        nothing is said for so long
+//	refuse: STATUS TYPE HEADER=VALUE … - MESSAGE   the API's error, always
 //	say: TEXT             the text of the last turn
 //	recall                says the conversation's first prompt
 //
@@ -27,6 +28,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -131,6 +133,9 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusBadRequest, "invalid_request_error", err.Error())
 		return
 	}
+	if refused(w, prompt) {
+		return
+	}
 	answer, pause := next(prompt, done, last)
 	if first, _, _ := conversation(request.Messages[:min(1, len(request.Messages))]); prompt == "recall" {
 		answer.Text = first
@@ -174,6 +179,26 @@ func (m *model) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	send("content_block_stop", map[string]any{"index": 0})
 	send("message_delta", map[string]any{"delta": map[string]any{"stop_reason": stop, "stop_sequence": nil}, "usage": map[string]int{"output_tokens": 10}})
 	send("message_stop", map[string]any{})
+}
+
+// refused answers as the prompt's line `refuse` says, if it has one.
+func refused(w http.ResponseWriter, prompt string) bool {
+	for line := range strings.Lines(prompt) {
+		rest, isIt := strings.CutPrefix(strings.TrimSpace(line), "refuse: ")
+		if !isIt {
+			continue
+		}
+		words, message, _ := strings.Cut(rest, " - ")
+		fields := strings.Fields(words)
+		for _, header := range fields[2:] {
+			name, value, _ := strings.Cut(header, "=")
+			w.Header().Set(name, value)
+		}
+		status, _ := strconv.Atoi(fields[0])
+		refuse(w, status, fields[1], message)
+		return true
+	}
+	return false
 }
 
 func refuse(w http.ResponseWriter, status int, kind, text string) {
