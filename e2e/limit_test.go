@@ -2,14 +2,15 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 )
 
 // A limit is told by what the CLI prints and the API answers. Retrying is the CLI's.
 func TestALimitIsToldWithItsEnd(t *testing.T) {
-	key := []string{"CLAUDE_CODE_MAX_RETRIES=1"}
-	plan := []string{"ANTHROPIC_API_KEY=", "CLAUDE_CODE_OAUTH_TOKEN=dummy-token"}
+	key := []string{"CLAUDE_CODE_MAX_RETRIES=1"} // or it would try for three minutes
+	plan := append(slices.Clone(key), "ANTHROPIC_API_KEY=", "CLAUDE_CODE_OAUTH_TOKEN=dummy-token")
 	reset := time.Now().Add(time.Hour).Truncate(time.Second)
 	unified := fmt.Sprintf("anthropic-ratelimit-unified-status=rejected anthropic-ratelimit-unified-reset=%d "+
 		"anthropic-ratelimit-unified-representative-claim=five_hour", reset.Unix())
@@ -21,7 +22,7 @@ func TestALimitIsToldWithItsEnd(t *testing.T) {
 	}{
 		{"a plan's limit", "429 rate_limit_error " + unified + " - limited", plan, "usage_limit", reset},
 		{"an exhausted balance", "400 invalid_request_error - Your credit balance is too low to access the Anthropic API.", key, "usage_limit", time.Time{}},
-		{"a plan whose API has too much to do", "429 rate_limit_error - later", plan, "overloaded", time.Time{}},
+		{"a plan whose API has too much to do", "429 rate_limit_error retry-after=600 - later", plan, "overloaded", time.Time{}},
 		{"429", "429 rate_limit_error - later", key, "overloaded", time.Time{}},
 		{"529", "529 overloaded_error - later", key, "overloaded", time.Time{}},
 		{"529 with Retry-After", "529 overloaded_error retry-after=1 - later", key, "overloaded", time.Now()},
