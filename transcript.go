@@ -188,8 +188,6 @@ func (t *transcript) judge() {
 	if isGood && (t.complete || !hasReason && !diedSince) {
 		t.Result = t.verdict.Result
 	}
-	isRefused := t.refusal == "authentication_failed"
-	hasNoneLeft := t.refusal == "billing_error" || t.refusal == "rate_limit" && t.limit.isReached()
 
 	switch {
 	case t.unswept != nil:
@@ -204,40 +202,12 @@ func (t *transcript) judge() {
 			"%s; the end of its stderr: %s", t.exit, t.stderr))
 	case isGood:
 		t.Status = "success"
-	case isRefused && t.verdict.APIStatus == 0: // nothing was asked (measured)
-		t.fail(errNoCredentials)
-	case isRefused:
-		t.fail(errKeyRefused)
-	case hasNoneLeft:
-		until := t.limit.end()
-		if until.IsZero() {
-			until = t.retryAt
-		}
-		t.fail(limited("usage_limit", "the account's limit is reached", t.verdict.words(), until))
-	case isBusy(t.verdict.APIStatus):
-		t.fail(limited("overloaded", "the model's API has too much to do", t.verdict.words(), t.retryAt))
 	default:
-		t.fail(t.verdict.problem())
+		t.fail(t.failure())
 	}
 }
 
 func (t *transcript) fail(why *problem) {
 	t.Error = why
 	t.Status = why.status()
-}
-
-// problem is what a result with is_error means.
-func (m *message) problem() *problem {
-	if len(m.Errors) > 0 && strings.HasPrefix(m.Errors[0], "No conversation found") {
-		return fail("session_not_found",
-			"%s; leave session_id out to begin a new conversation", m.Errors[0])
-	}
-
-	return fail("agent_error", "%s", m.words())
-}
-
-// words are what the CLI says of its error.
-func (m *message) words() string {
-	words := cmp.Or(m.Result, strings.Join(m.Errors, "; "), m.Subtype)
-	return cmp.Or(words, "Claude Code reports an error without a word")
 }

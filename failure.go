@@ -1,13 +1,16 @@
 package main
 
 import (
+	"cmp"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 )
 
-// What the model's API refuses for now, and until when: by what the CLI prints and
-// the API answers, never by their words.
+// What an error of the CLI means: above all that the model's API refuses, for now or
+// for good, which is judged by what the CLI prints for programs and by what the API
+// answers.
 
 // rateLimit is what the CLI's rate_limit_event says of a plan.
 type rateLimit struct {
@@ -53,6 +56,44 @@ func retryAfter(header http.Header) time.Time {
 		return time.Time{}
 	}
 	return date
+}
+
+// failure is what a result with is_error means.
+func (t *transcript) failure() *problem {
+	isUnauthorized := t.refusal == "authentication_failed"
+	hasMetLimit := t.refusal == "rate_limit" && t.limit.isReached()
+	asked := t.verdict.APIStatus
+	words := t.verdict.words()
+
+	switch {
+	case isUnauthorized && asked == 0: // nothing was asked (measured)
+		return errNoCredentials
+	case isUnauthorized:
+		return errKeyRefused
+	case hasMetLimit, t.refusal == "billing_error":
+		until := t.limit.end()
+		if until.IsZero() {
+			until = t.retryAt
+		}
+		return limited("usage_limit", "the account's limit is reached", words, until)
+	case isBusy(asked):
+		return limited("overloaded", "the model's API has too much to do", words, t.retryAt)
+	case t.verdict.lacksSession():
+		return fail("session_not_found",
+			"%s; leave session_id out to begin a new conversation", t.verdict.Errors[0])
+	default:
+		return fail("agent_error", "%s", words)
+	}
+}
+
+func (m *message) lacksSession() bool {
+	return len(m.Errors) > 0 && strings.HasPrefix(m.Errors[0], "No conversation found")
+}
+
+// words are what the CLI says of its error.
+func (m *message) words() string {
+	words := cmp.Or(m.Result, strings.Join(m.Errors, "; "), m.Subtype)
+	return cmp.Or(words, "Claude Code reports an error without a word")
 }
 
 // limited is what a command is told that met a limit: words are the CLI's.
