@@ -39,7 +39,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -timeout 10m -parallel 12 -skip '^Test(Soak|Long)' .
+	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
 
 e2e: build
 	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e

@@ -228,7 +228,7 @@ func TestTheRealCLIWorksByAKeyThatEndsWithANewline(t *testing.T) {
 		seen <- r.Header.Get("X-Api-Key")
 		cli.model.ServeHTTP(w, r)
 	}
-	s := cli.start(t, note, "ANTHROPIC_API_KEY="+realKey+"\n", "VM_TIMEOUT=15s")
+	s := cli.start(t, note, "ANTHROPIC_API_KEY="+realKey+"\n", "VM_TIMEOUT=5m")
 	if got := s.ask("real hello"); got.Status != "success" {
 		t.Fatalf("%+v %+v", got, got.Error)
 	}

@@ -129,7 +129,7 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		}
 	}
 
-	s := startServer(t, "VM_QUEUE=0", "VM_TIMEOUT=5s", "VM_TOKEN=correct", "VM_MAX_BODY=200",
+	s := startServer(t, "VM_QUEUE=0", "VM_TOKEN=correct", "VM_MAX_BODY=200",
 		"VM_SHUTDOWN_GRACE=1h")
 	withToken := and(asJSON, "Authorization", "Bearer correct")
 	got := codes{}
@@ -171,10 +171,15 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		note(method, response, text)
 	}
 	for _, command := range []string{
-		"hello", "hits-a-limit 1795707601", "is-overloaded 529", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits", "waits",
+		"hello", "hits-a-limit 1795707601", "is-overloaded 529", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits",
 	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}
+	late, words, err := startServer(t, "VM_TIMEOUT=1s").post(context.Background(), "waits")
+	if err != nil {
+		t.Fatal(err)
+	}
+	note("POST", late, words)
 	try("PUT", "", withToken...)
 	try("DELETE", "")
 	try("DELETE", "", withToken...)

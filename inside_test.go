@@ -17,7 +17,8 @@ import (
 
 // serveAs runs a server that is not quite the program: "sweep off" leaves the
 // sweep out, for negative controls; with "short lives" a spare and a kept answer are
-// old after a second; a "slow sweep" begins two seconds late.
+// old after a second; a "held sweep" begins
+// when the folder that the server is started in has a file named sweep.
 func serveAs(role string) error {
 	log, refusals, sink := newLog(os.Stderr)
 	defer sink.flush()
@@ -32,9 +33,11 @@ func serveAs(role string) error {
 	case "short lives":
 		s.keeper.maxAge = time.Second
 		s.handler.ledger.maxAge = time.Second
-	case "slow sweep":
+	case "held sweep":
 		s.keeper.sweep = func() (sweepResult, error) {
-			time.Sleep(2 * time.Second)
+			for _, err := os.Stat("sweep"); err != nil; _, err = os.Stat("sweep") {
+				time.Sleep(5 * time.Millisecond)
+			}
 			return s.children.sweep()
 		}
 	}

@@ -46,7 +46,7 @@ func TestOddClientsAreAnsweredOrRefused(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			connection := s.dial(t)
-			connection.SetDeadline(time.Now().Add(20 * time.Second))
+			connection.SetDeadline(time.Now().Add(time.Minute))
 			if _, err := io.WriteString(connection, test.text); err != nil {
 				t.Fatal(err)
 			}

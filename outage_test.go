@@ -24,7 +24,7 @@ func TestACLIThatIsStoppedFromOutsideGoesOnOrTimesOut(t *testing.T) {
 		wakes               bool
 	}{
 		{"and goes on", "1m", "success", true},
-		{"for good", "8s", "timeout timeout", false},
+		{"for good", "20s", "timeout timeout", false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
@@ -70,7 +70,7 @@ func TestASuspendedServerAnswersAndGoesOn(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := startServer(t, "VM_TIMEOUT=3s")
+			s := startServer(t, "VM_TIMEOUT=15s")
 			marker := newMarker()
 			pids := []int{s.cmd.Process.Pid}
 			outcomes := make(chan outcome, 1)
@@ -85,7 +85,7 @@ func TestASuspendedServerAnswersAndGoesOn(t *testing.T) {
 			for _, pid := range pids {
 				syscall.Kill(pid, syscall.SIGSTOP)
 			}
-			time.Sleep(4 * time.Second) // longer than VM_TIMEOUT: this is the fault itself
+			time.Sleep(16 * time.Second) // longer than VM_TIMEOUT: this is the fault itself
 			for _, pid := range pids {
 				syscall.Kill(pid, syscall.SIGCONT)
 			}
@@ -109,7 +109,7 @@ func TestTheTimeoutHoldsWhereTheClockIsAnother(t *testing.T) {
 	if output, err := try.CombinedOutput(); err != nil {
 		missing(t, string(output), "needs root and a kernel with time namespaces")
 	}
-	cmd := serverCommand(t, "VM_TIMEOUT=3s")
+	cmd := serverCommand(t, "VM_TIMEOUT=15s")
 	below(t, cmd, unshare...)
 	s := startCommand(t, cmd)
 	here, _ := os.Readlink("/proc/self/ns/time")
@@ -122,7 +122,7 @@ func TestTheTimeoutHoldsWhereTheClockIsAnother(t *testing.T) {
 	if diff := cmp.Diff("timeout timeout", inShort(got)); diff != "" {
 		t.Errorf("answer (-want +got):\n%s", diff)
 	}
-	if got.DurationMS < 3000 || got.DurationMS > 20000 {
+	if got.DurationMS < 15000 || got.DurationMS > 60000 {
 		t.Errorf("duration_ms is %d", got.DurationMS)
 	}
 }

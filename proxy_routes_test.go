@@ -86,7 +86,7 @@ func (p *testProxy) dial(t *testing.T) net.Conn {
 	if err != nil {
 		t.Fatal(err)
 	}
-	connection.SetDeadline(time.Now().Add(20 * time.Second))
+	connection.SetDeadline(time.Now().Add(time.Minute))
 	return connection
 }
 
@@ -196,7 +196,7 @@ func TestAnUpgradeTakesNoConnection(t *testing.T) {
 			panic(err)
 		}
 		defer connection.Close()
-		connection.SetDeadline(time.Now().Add(20 * time.Second))
+		connection.SetDeadline(time.Now().Add(time.Minute))
 		io.WriteString(connection,
 			"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
 		io.Copy(io.Discard, connection) // until the proxy closes it

@@ -134,7 +134,7 @@ func TestTheKeyProxyStreamsAndCancels(t *testing.T) {
 	cancel()
 	select {
 	case <-canceled:
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the API was not told that the request is canceled")
 	}
 }

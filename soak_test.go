@@ -119,7 +119,7 @@ var soakFaults = []fault{
 		}
 		defer steady.Close()
 		healthy := func() bool {
-			steady.SetDeadline(time.Now().Add(20 * time.Second))
+			steady.SetDeadline(time.Now().Add(time.Minute))
 			io.WriteString(steady, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
 			response, err := http.ReadResponse(bufio.NewReader(steady), nil)
 			return err == nil && response.StatusCode == http.StatusOK

@@ -15,9 +15,6 @@ import (
 func TestAStopEndsACommandInEveryPhase(t *testing.T) {
 	t.Parallel()
 	const stopped = "canceled stopped"
-	isRunning := func(s *testServer, marker string, _ <-chan string) bool {
-		return len(marked(s.t, marker)) > 0
-	}
 	tests := []struct {
 		name, command string
 		env           []string
@@ -25,15 +22,15 @@ func TestAStopEndsACommandInEveryPhase(t *testing.T) {
 		want, result  string
 		session       bool
 	}{
-		{name: "running", command: "waits", is: isRunning, want: stopped, result: "waiting",
-			session: true},
+		{name: "running", command: "waits", is: hasSpoken("waiting"), want: stopped,
+			result: "waiting", session: true},
 		{name: "running, and it tells how far it came", command: "tells-when-interrupted",
 			is: hasSpoken("half of it"), want: stopped, result: "half of it", session: true},
-		{name: "running, and deaf", command: "ignores-signals", is: isRunning, want: stopped,
-			result: "still here", session: true},
+		{name: "running, and deaf", command: "ignores-signals", is: hasSpoken("still here"),
+			want: stopped, result: "still here", session: true},
 		{name: "after the result", command: "answers-and-stays", env: []string{"VM_EXIT_GRACE=20s"},
 			is: hasSpoken("answered"), want: "success", result: "answered", session: true},
-		{name: "in the sweep", command: "hello", env: []string{"TEST_SERVER=slow sweep"},
+		{name: "in the sweep", command: "hello", env: []string{"TEST_SERVER=held sweep"},
 			is: hasNoChild, want: "success", result: "hello", session: true},
 	}
 	for _, test := range tests {
@@ -57,6 +54,7 @@ func TestAStopEndsACommandInEveryPhase(t *testing.T) {
 			if got := s.stopKey("a"); got != 202 {
 				t.Errorf("the stop is answered %d", got)
 			}
+			s.put("sweep")
 			o := <-outcomes
 			if diff := cmp.Diff(test.want, inShort(o.answer)); diff != "" {
 				t.Errorf("answer (-want +got):\n%s", diff)

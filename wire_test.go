@@ -107,7 +107,7 @@ func TestNoRequestIsSmuggled(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			ran, _ := os.ReadFile(workspace + "/ran")
 			connection := s.dial(t)
-			connection.SetDeadline(time.Now().Add(20 * time.Second))
+			connection.SetDeadline(time.Now().Add(time.Minute))
 			go io.WriteString(connection, test.text+health)
 			got, in := "", bufio.NewReader(connection)
 			for !strings.HasSuffix(got, "healthy") && !strings.HasSuffix(got, "closed") {

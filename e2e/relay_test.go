@@ -94,7 +94,7 @@ func (r *relay) waitFor(reply string) {
 }
 
 func TestTheRelayTellsEachSenderHowItGoes(t *testing.T) {
-	v := startRelayed(t, "VM_QUEUE=1", "VM_TIMEOUT=10s", "VM_SHUTDOWN_GRACE=1s")
+	v := startRelayed(t, "VM_QUEUE=1", "VM_TIMEOUT=30s", "VM_SHUTDOWN_GRACE=1s")
 	r := startRelay(t, v)
 	r.send("ann", "the first of ann")
 	r.waitFor("ann> the first of ann")

@@ -60,7 +60,7 @@ func (v *vm) postBusy(ctx context.Context) <-chan answer {
 
 func TestATimeoutEndsBrowserAndDaemonsAndNotTheConversation(t *testing.T) {
 	needChromium(t)
-	v := start(t, "VM_TIMEOUT=20s")
+	v := start(t, "VM_TIMEOUT=30s")
 	done := v.postBusy(context.Background())
 	a := <-done
 	v.nothingLeft()
