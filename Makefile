@@ -6,7 +6,7 @@
 # make idle    half an hour in which a started Claude Code waits
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 .POSIX:
-.PHONY: setup build run check test tools unit e2e lint bench soak idle fuzz fuzz-briefly clean
+.PHONY: setup build run check test tools unit relay e2e lint bench soak idle fuzz fuzz-briefly clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
@@ -27,7 +27,7 @@ run: setup build
 check: lint
 	go test -count=1 -timeout 5m -parallel 12 -skip '^Test(Soak|Long)' .
 
-test: setup lint unit fuzz-briefly e2e
+test: setup lint unit fuzz-briefly relay e2e
 
 lint: tools
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
@@ -41,7 +41,12 @@ tools:
 unit: tools
 	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
 
+relay:
+	scripts/setup-relay
+	cd examples/whatsapp-relay && npm test
+
 e2e: build
+	scripts/setup-relay
 	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e
 
 bench: build

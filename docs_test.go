@@ -122,10 +122,28 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		}
 	}
 	documented := codes{}
+	failures := map[string]bool{"client_gone": true} // which only a half-closed client reads
+	refusals := map[string]bool{}
 	for _, method := range []string{"POST", "DELETE"} {
 		path := api.Paths["/command"][strings.ToLower(method)]
 		for status, response := range path.Responses {
 			add(documented, method, status, response.Codes...)
+			schema := refusals
+			if status == 200 {
+				schema = failures
+			}
+			for _, code := range response.Codes {
+				schema[code] = true
+			}
+		}
+	}
+	for name, want := range map[string]map[string]bool{"AnswerError": failures, "Refusal": refusals} {
+		enum := map[string]bool{}
+		for _, code := range api.Components.Schemas[name].Properties["code"].Enum {
+			enum[code] = true
+		}
+		if diff := cmp.Diff(want, enum); diff != "" {
+			t.Errorf("the codes of %s (-of the responses +enum):\n%s", name, diff)
 		}
 	}
 

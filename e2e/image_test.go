@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // needImage skips what only a container can show.
@@ -176,4 +178,19 @@ func BenchmarkStart(b *testing.B) {
 	b.ReportMetric(float64(healthy.Milliseconds())/float64(b.N), "ms-to-listening")
 	b.ReportMetric(float64(nothing.Milliseconds())/float64(b.N), "ms-of-the-engine")
 	b.ReportMetric(float64(size)/1e6, "image-MB")
+}
+
+// As README.md says, where the engine is asked and not compose.
+func TestImageFilesForThePersonComeOutOfTheWorkspace(t *testing.T) {
+	needImage(t)
+	v := start(t)
+	v.bash("success", "mkdir -p outbox && echo for you >outbox/report.txt")
+	dir := t.TempDir()
+	if output, err := exec.Command(engine, "cp", v.container+":/workspace/outbox", dir).CombinedOutput(); err != nil {
+		t.Fatal(err, string(output))
+	}
+	got, err := os.ReadFile(dir + "/outbox/report.txt")
+	if diff := cmp.Diff("for you\n", string(got)); err != nil || diff != "" {
+		t.Errorf("the file (-want +got):\n%s%v", diff, err)
+	}
 }

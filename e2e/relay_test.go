@@ -2,155 +2,124 @@ package main
 
 import (
 	"bytes"
-	"encoding/json"
+	pictures "image"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"os/exec"
-	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
+
+	"github.com/google/go-cmp/cmp"
 )
 
-// relay is examples/relay.mjs in front of a server; it keeps what was replied.
-type relay struct {
-	v       *vm
-	url     string
-	cmd     *exec.Cmd
-	env     []string
-	replies func() []string
-}
+const ann, ben = "whatsapp:+15550100", "whatsapp:+15550101"
 
-// startRelayed starts a server as the relay needs it.
-func startRelayed(t *testing.T, env ...string) *vm {
-	t.Helper()
-	return start(t, append([]string{"VM_TOKEN=correct"}, env...)...)
-}
+// untilGo works until a test makes a file in the workspace.
+const untilGo = "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on"
 
-func startRelay(t *testing.T, v *vm, env ...string) *relay {
-	t.Helper()
-	replies := &buffer{}
-	sink := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		var message struct{ To, Text string }
-		json.NewDecoder(r.Body).Decode(&message)
-		replies.Write([]byte(message.To + "> " + strings.ReplaceAll(message.Text, "\n", " ") + "\n"))
-	}))
-	t.Cleanup(sink.Close)
-	r := &relay{v: v}
-	r.env = []string{"PORT=0", "VM_URL=" + v.url, "VM_TOKEN=correct", "REPLY_URL=" + sink.URL, "RETRY_MS=100", "STATE=" + t.TempDir() + "/state"}
-	r.env = append(r.env, env...)
-	r.replies = func() []string { return strings.Split(strings.TrimSpace(replies.String()), "\n") }
-	r.start()
-	t.Cleanup(r.kill)
-	return r
-}
-
-func (r *relay) start() {
-	r.v.t.Helper()
-	node, err := exec.LookPath("node")
-	if err != nil {
-		r.v.t.Fatalf("%v: install Node.js", err)
+// letGo makes that file.
+func (v *vm) letGo() {
+	v.t.Helper()
+	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
+		v.t.Fatal(err)
 	}
-	r.cmd = exec.Command(node, root(r.v.t)+"/examples/relay.mjs")
-	r.cmd.Env = r.env
-	out := &buffer{}
-	r.cmd.Stdout, r.cmd.Stderr = out, out
-	if err := r.cmd.Start(); err != nil {
-		r.v.t.Fatal(err)
+}
+
+func TestTheRelayTakesAPhotoInAndAScreenshotOut(t *testing.T) {
+	needChromium(t)
+	v := startRelayed(t)
+	r := startRelay(t, map[string]string{ann: v.url})
+	photo := picture(t, 8)
+	r.say(ann, "this looks broken", photo)
+	r.reads(ann, "this looks broken")
+	if _, got := v.shown("this looks broken"); len(got) != 1 || !bytes.Equal(got[0], photo) {
+		t.Errorf("the model was shown %d pictures, or not this one", len(got))
 	}
-	r.v.eventually("the relay listens", func() bool {
-		_, rest, found := strings.Cut(out.String(), "relay: ")
-		r.url, _, _ = strings.Cut(rest, "\n")
-		return found && strings.Contains(rest, "\n")
+
+	r.say(ann, "open: data:text/html,<h1 style='height:4000px'>It works</h1>\n"+
+		`tool: mcp__playwright__browser_take_screenshot {"type":"png","fullPage":true}`+"\nsay: here it is")
+	r.reads(ann, "here it is")
+	var link string
+	r.eventually("the screenshot comes", func() bool {
+		list := r.heard()
+		link = list[len(list)-1].Media
+		return link != ""
 	})
-}
-
-func (r *relay) kill() {
-	r.cmd.Process.Kill()
-	r.cmd.Wait()
-}
-
-func (r *relay) send(from, text string) {
-	r.v.t.Helper()
-	id := strconv.FormatInt(time.Now().UnixNano(), 36)
-	data, _ := json.Marshal(map[string]string{"id": id, "from": from, "text": text})
-	response, err := http.Post(r.url, "application/json", bytes.NewReader(data))
-	if err != nil || response.StatusCode != http.StatusAccepted {
-		r.v.t.Fatalf("webhook: %v %v", response, err)
+	kind, data := r.fetch(link)
+	page, _, err := pictures.DecodeConfig(bytes.NewReader(data))
+	if err != nil || !strings.HasPrefix(kind, "image/") || page.Height <= page.Width {
+		t.Errorf("%s of %d bytes, %+v: %v", kind, len(data), page, err)
 	}
-	response.Body.Close()
 }
 
-func (r *relay) waitFor(reply string) {
-	r.v.t.Helper()
-	r.v.eventually("the sender reads "+reply, func() bool {
-		return slices.ContainsFunc(r.replies(), func(line string) bool { return strings.Contains(line, reply) })
-	})
+func TestTheRelayStopsWhatRunsAndWhatWaits(t *testing.T) {
+	v := startRelayed(t)
+	r := startRelay(t, map[string]string{ann: v.url})
+	r.say(ann, "bash: echo so far; sleep 1000")
+	r.reads(ann, "⚙")
+	r.say(ann, "this waits")
+	r.say(ann, "Stop")
+	r.reads(ann, "I stop.")
+	r.reads(ann, "I stopped. Say")
+	r.reads(ann, "I stopped before I began that.")
+	r.say(ann, "recall")
+	r.readsOnce(ann, "bash: echo so far; sleep 1000") // the conversation went on
+	for _, call := range v.model.Calls() {
+		if strings.Contains(call.Prompt, "this waits") {
+			t.Error("what waited was begun")
+		}
+	}
 }
 
-func TestTheRelayTellsEachSenderHowItGoes(t *testing.T) {
-	v := startRelayed(t, "VM_QUEUE=1", "VM_TIMEOUT=30s", "VM_SHUTDOWN_GRACE=1s")
-	r := startRelay(t, v)
-	r.send("ann", "the first of ann")
-	r.waitFor("ann> the first of ann")
-	r.send("ann", "recall")
-	r.send("ben", "bash: echo from ben")
-	r.waitFor("ben> ⚙ scripted")
-	r.waitFor("ben> from ben")
-	v.eventually("ann's conversation went on", func() bool {
-		lines := r.replies()
-		return len(slices.DeleteFunc(lines, func(line string) bool { return line != "ann> the first of ann" })) == 2
-	})
-
-	// One runs, one waits, the third is refused and tried again until it runs.
-	r.send("one", "bash: sleep 3; echo one is done")
-	r.waitFor("one> ⚙")
-	r.send("two", "bash: sleep 2; echo two is done")
-	r.waitFor("two> Waiting; 1 before you.")
-	r.send("three", "three is done")
-	r.waitFor("three> I have too much to do just now")
-	r.waitFor("one> one is done")
-	r.waitFor("two> two is done")
-	r.waitFor("three> three is done")
-
-	r.send("late", "bash: echo so far; sleep 1000")
-	r.waitFor("late> ⚙")
-	r.waitFor("late> That took too long, so I stopped it.")
-	r.send("stopped", "bash: echo so far; sleep 1000")
-	r.waitFor("stopped> ⚙")
-	r.send("stopped", "Stop")
-	r.waitFor("stopped> I stopped.")
-	r.send("stopped", "stop")
-	r.waitFor("stopped> Nothing runs.")
-	r.send("restarted", "bash: echo so far; sleep 1000")
-	r.waitFor("restarted> ⚙")
-	v.stop()
-	r.waitFor("restarted> The machine is restarting. I begin again then.")
-	r.send("down", "hello")
-	r.waitFor("down> The machine is not up yet.")
+func TestTheRelayTellsHowLongItTakes(t *testing.T) {
+	v := startRelayed(t, "VM_QUEUE=0", "VM_TIMEOUT=30s")
+	r := startRelay(t, map[string]string{ann: v.url, ben: v.url})
+	r.say(ann, untilGo)
+	r.reads(ann, "⚙")
+	r.say(ben, "ben's turn")
+	r.reads(ben, "I have too much to do just now")
+	v.letGo()
+	r.readsOnce(ann, "it went on")
+	r.readsOnce(ben, "ben's turn")
+	r.say(ann, "bash: echo so far; sleep 1000")
+	r.reads(ann, "That took too long, so I stopped it.")
 }
 
 // What is stopped while it is tried again is not begun.
 func TestTheRelayDoesNotBeginWhatWasStopped(t *testing.T) {
 	v := startRelayed(t, "VM_QUEUE=0")
-	r := startRelay(t, v)
-	r.send("one", "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on")
-	r.waitFor("one> ⚙")
-	r.send("two", "two is done")
-	r.waitFor("two> I have too much to do just now")
-	r.send("two", "stop")
-	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
-		t.Fatal(err)
+	r := startRelay(t, map[string]string{ann: v.url, ben: v.url})
+	r.say(ann, untilGo)
+	r.reads(ann, "⚙")
+	r.say(ben, "ben's turn")
+	r.reads(ben, "I have too much to do just now")
+	r.say(ben, "stop")
+	v.letGo()
+	r.readsOnce(ann, "it went on")
+	r.reads(ben, "I stopped that, before it was begun or after it was over.")
+	for _, s := range r.heard() {
+		if s.Body == "ben's turn" {
+			t.Error("what was stopped was begun")
+		}
 	}
-	r.waitFor("one> it went on")
-	r.waitFor("two> I stopped, before it was begun or after it was over.")
-	if said := strings.Join(r.replies(), "\n"); strings.Contains(said, "two> two is done") {
-		t.Errorf("what was stopped was begun:\n%s", said)
+}
+
+func TestTwoPeopleHaveTwoMachines(t *testing.T) {
+	anns, bens := startRelayed(t), startRelayed(t)
+	r := startRelay(t, map[string]string{ann: anns.url, ben: bens.url})
+	r.say(ann, untilGo)
+	r.reads(ann, "⚙")
+	r.say(ben, "bash: touch here; echo ben is done")
+	r.readsOnce(ben, "ben is done") // while ann's works
+	anns.letGo()
+	r.readsOnce(ann, "it went on")
+	for name, want := range map[*vm]bool{anns: false, bens: true} {
+		if _, err := os.Stat(name.dir + "/workspace/here"); (err == nil) != want {
+			t.Errorf("ben's file: %v, want %v", err, want)
+		}
 	}
 }
 
@@ -168,54 +137,63 @@ func TestTheRelayAsksAgainAfterAProxysOwnError(t *testing.T) {
 		httputil.NewSingleHostReverseProxy(target).ServeHTTP(w, r)
 	}))
 	t.Cleanup(proxy.Close)
-	r := startRelay(t, v, "VM_URL="+proxy.URL)
-	r.send("ann", "hello")
-	r.waitFor("ann> The machine is restarting. I keep trying.")
-	r.waitFor("ann> hello")
+	r := startRelay(t, map[string]string{ann: proxy.URL})
+	r.say(ann, "hello")
+	r.reads(ann, "The machine is restarting. I keep trying.")
+	r.readsOnce(ann, "hello")
 }
 
 // A relay that is killed joins what it began, when it is there again.
 func TestARelayThatIsKilledLosesAndRepeatsNothing(t *testing.T) {
-	v := startRelayed(t, "VM_TIMEOUT=1m")
-	r := startRelay(t, v)
-	r.send("ann", "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on")
-	r.waitFor("ann> ⚙")
+	v := startRelayed(t, "VM_TIMEOUT=5m")
+	r := startRelay(t, map[string]string{ann: v.url})
+	r.say(ann, untilGo)
+	r.reads(ann, "⚙")
+	r.say(ann, "what came next")
 	calls := len(v.model.Calls())
-	r.kill()
+	end(r.cmd)
 	r.start()
 	v.eventually("the relay is there again", func() bool { return strings.Count(v.log.String(), "msg=client") == 1 })
-	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	r.waitFor("ann> it went on")
-	if got := len(v.model.Calls()); got != calls+1 { // with what the tool said
-		t.Errorf("the model was asked %d times, then %d", calls, got)
+	v.letGo()
+	r.readsOnce(ann, "it went on", "what came next")
+	if diff := cmp.Diff(calls+2, len(v.model.Calls())); diff != "" { // with what the tool said, and the next
+		t.Errorf("how often the model was asked (-want +got):\n%s", diff)
 	}
 }
 
-// A server that is killed took the command with it, and a new one begins anew.
-func TestTheRelayBeginsAnewWithANewServer(t *testing.T) {
+// A machine that restarts tells so, and the command begins anew on the next one.
+func TestTheRelayBeginsAnewWithARestartedMachine(t *testing.T) {
 	if image != "" {
 		t.Skip("the same as for the program outside a container")
 	}
-	v := startRelayed(t)
-	r := startRelay(t, v)
-	r.send("ann", "bash: while [ ! -e go ]; do sleep 0.1; done; echo it went on")
-	r.waitFor("ann> ⚙")
-	v.cmd.Process.Kill()
-	<-v.done
-	r.waitFor("ann> The machine is not up yet.")
-	v.killAll(v.left) // as without the server nobody sweeps
-	if err := os.WriteFile(v.dir+"/workspace/go", nil, 0o644); err != nil {
-		t.Fatal(err)
+	for _, test := range []struct {
+		name, word string
+		end        func(*vm)
+	}{
+		{"stopped", "The machine is restarting. I begin again then.", (*vm).stop},
+		{"killed", "The machine is not up yet.", func(v *vm) {
+			v.cmd.Process.Kill()
+			<-v.done
+			v.killAll(v.left) // as without the server nobody sweeps
+		}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			v := startRelayed(t, "VM_SHUTDOWN_GRACE=0s")
+			r := startRelay(t, map[string]string{ann: v.url})
+			r.say(ann, untilGo)
+			r.reads(ann, "⚙")
+			test.end(v)
+			r.reads(ann, test.word)
+			v.letGo()
+			startIn(t, v.dir, "VM_TOKEN=correct", "VM_ADDR="+strings.TrimPrefix(v.url, "http://"))
+			r.readsOnce(ann, "it went on")
+		})
 	}
-	startIn(t, v.dir, "VM_TOKEN=correct", "VM_ADDR="+strings.TrimPrefix(v.url, "http://"))
-	r.waitFor("ann> it went on")
 }
 
 func TestTheRelayTellsOfAFailure(t *testing.T) {
 	v := startRelayed(t, "ANTHROPIC_API_KEY=wrong-key")
-	r := startRelay(t, v)
-	r.send("ann", "hello")
-	r.waitFor("ann> That failed: the model's API refuses the server's credentials")
+	r := startRelay(t, map[string]string{ann: v.url})
+	r.say(ann, "hello")
+	r.reads(ann, "The machine can't log in to Claude")
 }

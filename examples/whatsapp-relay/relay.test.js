@@ -1,0 +1,356 @@
+// The relay as a process, between a Twilio and a VM that are both on loopback. What
+// the real VM does with its commands is shown in ../../e2e/relay_test.go.
+import assert from "node:assert/strict";
+import { spawn } from "node:child_process";
+import { mkdtempSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import { tmpdir } from "node:os";
+import path from "node:path";
+import { after, test } from "node:test";
+import { setTimeout as sleep } from "node:timers/promises";
+import { account, post, publicURL, startTwilio } from "./fake-twilio.js";
+import { split, words } from "./words.js";
+
+const ANN = "whatsapp:+15550100";
+const STRANGER = "whatsapp:+15550999";
+const PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+
+/** @type {(() => unknown)[]} */
+const cleanups = [];
+after(async () => {
+  for (const cleanup of cleanups) await cleanup();
+});
+
+/** @param {string} what @param {() => unknown} condition */
+async function eventually(what, condition) {
+  for (const deadline = Date.now() + 60_000; !(await condition()); await sleep(10)) {
+    if (Date.now() > deadline) assert.fail(`it never came that ${what}`);
+  }
+}
+
+/** @typedef {{key: string, token: string, body: any, respond: (answer: object, ...events: object[]) => void}} Request */
+
+/** A VM whose answers a test gives, by a function or one by one. */
+class FakeVM {
+  url = "";
+  /** @type {Request[]} */
+  requests = [];
+  /** @type {(request: Request) => void} */
+  onCommand = ({ body, respond }) => respond({ status: "success", result: `${body.command}!`, session_id: "s1" });
+
+  server = createServer(async (request, response) => {
+    let text = "";
+    for await (const chunk of request) text += chunk;
+    const stream = (/** @type {string} */ name, /** @type {object} */ data) => response.write(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`);
+    const seen = {
+      key: String(request.headers["idempotency-key"]),
+      token: String(request.headers.authorization),
+      body: JSON.parse(text || "null"),
+      respond: (/** @type {object} */ answer, /** @type {object[]} */ ...events) => {
+        events.forEach((event) => stream("agent", event));
+        stream("response", answer);
+        response.end();
+      },
+    };
+    this.requests.push(seen);
+    response.writeHead(200).flushHeaders();
+    this.onCommand(seen);
+  });
+}
+
+async function startVM() {
+  const vm = new FakeVM();
+  await new Promise((resolve) => vm.server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  const { port } = /** @type {import("node:net").AddressInfo} */ (vm.server.address());
+  vm.url = `http://127.0.0.1:${port}`;
+  cleanups.push(() => vm.server.closeAllConnections(), () => vm.server.close());
+  return vm;
+}
+
+/** A relay with its own folder, Twilio and VM. */
+async function start() {
+  const folder = mkdtempSync(path.join(tmpdir(), "relay-"));
+  const fake = await startTwilio();
+  const vm = await startVM();
+  writeFileSync(path.join(folder, "people.json"), JSON.stringify({ [ANN]: { url: vm.url, token: "ann's" } }));
+  const r = new RunningRelay(folder, fake, vm);
+  cleanups.push(
+    () => r.kill(),
+    () => fake.server?.closeAllConnections(),
+    () => fake.server?.close(),
+    () => rmSync(folder, { recursive: true }),
+  );
+  await r.launch();
+  return r;
+}
+
+class RunningRelay {
+  url = "";
+  log = "";
+  /** @type {import("node:child_process").ChildProcess | undefined} */
+  process;
+
+  /** @param {string} folder @param {Awaited<ReturnType<typeof startTwilio>>} twilio @param {FakeVM} vm */
+  constructor(folder, twilio, vm) {
+    this.folder = folder;
+    this.twilio = twilio;
+    this.vm = vm;
+  }
+
+  async launch() {
+    this.log = "";
+    const env = {
+      PATH: process.env.PATH,
+      PORT: "0",
+      DATA: path.join(this.folder, "data"),
+      PEOPLE: path.join(this.folder, "people.json"),
+      PUBLIC_URL: publicURL,
+      TWILIO_ACCOUNT_SID: account.sid,
+      TWILIO_AUTH_TOKEN: account.token,
+      TWILIO_API: this.twilio.url,
+      PROGRESS_SECONDS: "0",
+      RETRY_SECONDS: "0.1",
+    };
+    const child = spawn(process.execPath, [path.join(import.meta.dirname, "server.js")], { env });
+    child.stdout.on("data", (data) => (this.log += data));
+    child.stderr.on("data", (data) => (this.log += data));
+    this.process = child;
+    await eventually("the relay listens", () => /relay: (http\S+)\n/.test(this.log));
+    this.url = /relay: (http\S+)\n/.exec(this.log)?.[1] ?? "";
+  }
+
+  async kill() {
+    if (this.process?.exitCode !== null || this.process.signalCode !== null) return;
+    const ended = new Promise((resolve) => this.process?.once("exit", resolve));
+    this.process.kill("SIGKILL");
+    await ended;
+  }
+
+  /** @param {string} text @param {{from?: string, media?: {type: string, data: string}[], id?: string}} [more] */
+  async say(text, more = {}) {
+    const { id, status } = await this.twilio.say(this.url, { from: ANN, text, ...more });
+    assert.equal(status, 200);
+    return id;
+  }
+
+  /** What Ann reads next to what she read before. @param {...string} texts */
+  async reads(...texts) {
+    await eventually(`${texts.length} replies are there: ${JSON.stringify(this.twilio.said)}`, () => this.twilio.said.length >= texts.length);
+    await eventually("all is answered", () => readdirSync(path.join(this.folder, "data/open")).length === 0);
+    assert.deepEqual(this.twilio.said.map(({ body }) => body), texts);
+  }
+}
+
+test("a message becomes a command of its sender's VM, and its answer a reply", async () => {
+  const r = await start();
+  const id = await r.say("hello");
+  await r.reads("hello!");
+  const [{ key, token, body }] = r.vm.requests;
+  assert.deepEqual({ key, token, body }, { key: id, token: "Bearer ann's", body: { command: "hello" } });
+});
+
+test("the conversation goes on, after a restart too, until the sender wants a new one", async () => {
+  const r = await start();
+  await r.say("one");
+  await r.reads("one!");
+  await r.kill();
+  await r.launch();
+  await r.say("two");
+  await r.say("New");
+  await r.say("three");
+  await r.reads("one!", "two!", "What you send next begins a new conversation.", "three!");
+  assert.deepEqual(r.vm.requests.map(({ body }) => body.session_id), [undefined, "s1", undefined]);
+});
+
+test("what Twilio has not signed is refused", async () => {
+  const r = await start();
+  const form = { MessageSid: "SM1", From: ANN, To: "x", Body: "hello" };
+  const unsigned = await fetch(r.url, { method: "POST", body: new URLSearchParams(form) });
+  const headers = { "X-Twilio-Signature": "nonsense" };
+  const wrong = await fetch(r.url, { method: "POST", headers, body: new URLSearchParams(form) });
+  assert.deepEqual([unsigned.status, wrong.status], [403, 403]);
+  assert.equal((await post(r.url, form)).status, 200); // the control
+  await r.reads("hello!");
+});
+
+test("a malformed body is a 400, and the relay goes on", async () => {
+  const r = await start();
+  const bodies = [
+    ["application/json", "null"],
+    ["application/json", "{"],
+    ["text/plain", "hello"],
+    ["application/x-www-form-urlencoded; charset=nonsense", "a=b"],
+    ["application/x-www-form-urlencoded", "x".repeat(100_000)],
+    ["application/x-www-form-urlencoded", Array(2000).fill("a=b").join("&")],
+  ];
+  for (const [type, body] of bodies) {
+    const response = await fetch(r.url, { method: "POST", headers: { "Content-Type": type }, body });
+    assert.equal(response.status, 400, type);
+  }
+  const forms = [{ Body: "no id", From: ANN, To: "x" }, { MessageSid: "SM1", Body: "nobody", To: "x" }, { MessageSid: "../x", From: ANN, To: "x" }];
+  for (const form of forms) {
+    assert.equal((await post(r.url, /** @type {any} */ (form))).status, 400, JSON.stringify(form));
+  }
+  await r.say("hello");
+  await r.reads("hello!");
+});
+
+test("a message that is delivered again, at once or later, is answered once", async () => {
+  const r = await start();
+  const id = await r.say("hello");
+  await r.say("hello", { id });
+  await r.reads("hello!");
+  await r.say("hello", { id });
+  await r.kill();
+  await r.launch();
+  await r.say("hello", { id });
+  await r.say("then");
+  await r.reads("hello!", "then!");
+});
+
+test("a sender's messages are answered in their order, though the first takes longer", async () => {
+  const r = await start();
+  /** @type {Request[]} */
+  const waiting = [];
+  r.vm.onCommand = (request) => waiting.push(request);
+  await r.say("first");
+  await r.say("second");
+  await eventually("the first is sent", () => waiting.length === 1);
+  r.vm.onCommand = ({ body, respond }) => respond({ status: "success", result: `${body.command}!` });
+  await sleep(100);
+  assert.equal(waiting.length, 1);
+  waiting[0].respond({ status: "success", result: "first!" });
+  await r.reads("first!", "second!");
+});
+
+test("a photo comes to the VM byte for byte, with words of the relay's own if it had none", async () => {
+  const r = await start();
+  await r.say("", { media: [{ type: "image/png", data: PNG }] });
+  await r.say("this looks broken", { media: [{ type: "image/png", data: PNG }] });
+  await eventually("both are sent", () => r.vm.requests.length === 2);
+  const image = { media_type: "image/png", data: PNG };
+  assert.deepEqual(r.vm.requests[0].body.images, [image]);
+  assert.match(r.vm.requests[0].body.command, /without a word/);
+  assert.deepEqual(r.vm.requests[1].body, { command: "this looks broken", images: [image], session_id: "s1" });
+});
+
+test("what can't be passed on is said, and nothing is started", async () => {
+  const r = await start();
+  const large = Buffer.alloc(6 * 1024 * 1024).toString("base64");
+  await r.say("", { media: [{ type: "audio/ogg", data: "" }] });
+  await r.say("", { media: [{ type: "application/pdf", data: "" }] });
+  await r.say("", { media: [{ type: "image/jpeg", data: large }] });
+  await r.say("  ");
+  await r.say("hello", { from: STRANGER });
+  await eventually("all is said", () => r.twilio.said.length === 5);
+  const said = r.twilio.said.map(({ body }) => body).join("\n");
+  for (const wanted of [/voice notes/, /such files/, /too large/, /nothing in that/, /know this number/]) assert.match(said, wanted);
+  assert.equal(r.vm.requests.length, 0);
+});
+
+test("a photo is loaded from Twilio alone, as the account's token goes with it", async () => {
+  const r = await start();
+  const elsewhere = await startTwilio();
+  cleanups.push(() => elsewhere.server?.close());
+  let asked = 0;
+  elsewhere.server?.prependListener("request", () => asked++);
+  const form = { MessageSid: "SM2", From: ANN, To: "x", Body: "", MediaUrl0: `${elsewhere.url}/media/x`, MediaContentType0: "image/png" };
+  await post(r.url, form);
+  await r.reads("I couldn't load your photo. Send it again, please.");
+  assert.equal(asked, 0);
+});
+
+/** @param {string} tool @param {string} id */
+const call = (tool, id) => ({ type: "assistant", message: { content: [{ type: "tool_use", id, name: tool, input: {} }] } });
+/** @param {string} id */
+const pictureOf = (id) => {
+  const image = { type: "image", source: { type: "base64", media_type: "image/png", data: PNG } };
+  return { type: "user", message: { content: [{ type: "tool_result", tool_use_id: id, content: [{ type: "text", text: "taken" }, image] }] } };
+};
+
+test("a screenshot comes as a picture under a name that nobody guesses, for an hour", async () => {
+  const r = await start();
+  const screenshot = "mcp__playwright__browser_take_screenshot";
+  r.vm.onCommand = ({ respond }) =>
+    respond({ status: "success", result: "look" }, call("Read", "t1"), pictureOf("t1"), call(screenshot, "t2"), pictureOf("t2"));
+  await r.say("show me");
+  await r.reads("⚙ Read", "🌐 browser take screenshot", "look", "");
+  const link = r.twilio.said.at(-1)?.media ?? "";
+  assert.match(link, /^https:\/\/relay\.example\/media\/[0-9a-f]{64}\.png$/);
+  const here = new URL(new URL(link).pathname, r.url);
+  const response = await fetch(here);
+  assert.equal(response.headers.get("Content-Type"), "image/png");
+  assert.equal(Buffer.from(await response.arrayBuffer()).toString("base64"), PNG);
+  assert.equal(readdirSync(path.join(r.folder, "data/media")).length, 1); // what the agent read is not shown
+
+  const old = new Date(Date.now() - 3601 * 1000);
+  utimesSync(path.join(r.folder, "data/media", path.basename(link)), old, old);
+  assert.equal((await fetch(here)).status, 404);
+  for (const name of ["..%2fconversations.json", "x.png", `${"0".repeat(64)}.png`]) {
+    assert.equal((await fetch(new URL(`/media/${name}`, r.url))).status, 404, name);
+  }
+});
+
+test("a reply that Twilio can't take now is sent until it can, a refused one is let go", async () => {
+  const r = await start();
+  r.twilio.failures = 3;
+  await r.say("hello");
+  await r.reads("hello!");
+  r.twilio.refusal = 400;
+  await r.say("to nobody");
+  await eventually("it is let go", () => /no such number/.test(r.log));
+  r.twilio.refusal = 0;
+  await r.say("again");
+  await r.reads("hello!", "again!");
+});
+
+test("an answer that was not said before a crash is said after it, and the VM is not asked again", async () => {
+  const r = await start();
+  r.twilio.failures = Infinity;
+  await r.say("hello");
+  await eventually("the VM has answered, and Twilio was asked", () => /cannot reply|relay: SM/.test(r.log));
+  await r.kill();
+  r.twilio.failures = 0;
+  await r.launch();
+  await r.reads("hello!");
+  assert.equal(r.vm.requests.length, 1);
+});
+
+test("an odd event harms nobody", async () => {
+  const r = await start();
+  const odd = [{}, { message: null }, { message: { content: [null, 7, { type: "tool_use" }, { type: "tool_result", content: "x" }] } }];
+  r.vm.onCommand = ({ respond }) => respond({ status: "success", result: "well" }, ...odd);
+  await r.say("hello");
+  await eventually("it is answered", () => r.twilio.said.at(-1)?.body === "well");
+});
+
+test("an answer is said in words, limits with the time until they end", () => {
+  const now = Date.parse("2026-11-26T12:00:00Z");
+  /** @param {any} answer */
+  const said = (answer) => words(answer, now);
+  const failed = (/** @type {string} */ code, retry_at = "") => said({ status: "failed", result: "", error: { code, message: "m", ...(retry_at && { retry_at }) } });
+  assert.equal(said({ status: "success", result: "" }), "Done.");
+  assert.match(said({ status: "success", result: "done", background_stopped: true }), /^done\n\n.*background/);
+  assert.match(said({ status: "timeout", result: "half", error: { code: "timeout", message: "m" } }), /too long[^]*The last I said: half/);
+  assert.match(said({ status: "canceled", result: "", error: { code: "stopped", message: "m" } }), /^I stopped/);
+  assert.match(failed("usage_limit", "2026-11-26T14:40:00Z"), /limit.* Try again in 3 hours\./);
+  assert.match(failed("usage_limit", "2026-11-29T14:40:00Z"), /Try again in 4 days\./);
+  assert.match(failed("usage_limit"), /limit with Claude\.$/);
+  assert.match(failed("overloaded", "2026-11-26T12:00:30Z"), /Try again in 1 minute\./);
+  assert.match(failed("overloaded", "2026-11-26T11:00:00Z"), /in a few minutes/);
+  assert.match(failed("authentication_failed"), /owner/);
+  assert.match(failed("no_credentials"), /owner/);
+  assert.match(failed("session_not_found"), /new one begins/);
+  assert.match(failed("agent_crashed"), /broke/);
+  assert.match(failed("agent_error"), /failed: m/);
+});
+
+test("a long answer is split where it hurts least, at 1,600 characters at most", () => {
+  assert.deepEqual(split("short"), ["short"]);
+  const paragraphs = split(`${"a".repeat(1000)}\n\n${"b ".repeat(700)}`);
+  assert.deepEqual(paragraphs.map((part) => part[0] + part.length), ["a1000", "b1400"]);
+  const wide = split("😀".repeat(2001));
+  assert.equal(wide.join(""), "😀".repeat(2001));
+  assert.ok(wide.every((part) => part.length <= 1600 && part.isWellFormed()));
+  assert.deepEqual(split("x".repeat(3201)).map((part) => part.length), [1600, 1600, 1]);
+});

@@ -1,0 +1,74 @@
+// The relay's outside: Twilio's webhook comes in at POST /whatsapp, pictures go out at
+// GET /media/NAME, and all else is in the environment (README.md).
+import { readFileSync } from "node:fs";
+import express from "express";
+import twilio from "twilio";
+import { Relay } from "./relay.js";
+import { Store } from "./store.js";
+
+const env = {
+  HOST: "127.0.0.1",
+  PORT: "3000",
+  DATA: "data",
+  PEOPLE: "people.json",
+  PROGRESS_SECONDS: "20",
+  RETRY_SECONDS: "5",
+  TWILIO_API: "https://api.twilio.com",
+  ...process.env,
+};
+
+/** @param {string} name */
+function needed(name) {
+  const value = process.env[name];
+  if (value) return value;
+  console.error(`relay: ${name} is not set: see README.md`);
+  process.exit(1);
+}
+
+const account = { sid: needed("TWILIO_ACCOUNT_SID"), token: needed("TWILIO_AUTH_TOKEN"), api: env.TWILIO_API };
+const publicURL = needed("PUBLIC_URL").replace(/\/+$/, "");
+const store = new Store(env.DATA);
+const relay = new Relay({
+  account,
+  publicURL,
+  store,
+  people: JSON.parse(readFileSync(env.PEOPLE, "utf8")),
+  progressMS: 1000 * Number(env.PROGRESS_SECONDS),
+  retryMS: 1000 * Number(env.RETRY_SECONDS),
+});
+
+/** Only Twilio, which knows the account's token, can sign a form. @type {express.RequestHandler} */
+const isTwilio = (request, response, next) => {
+  if (!request.body) return void response.sendStatus(400); // no form
+  const signature = request.get("X-Twilio-Signature") ?? "";
+  const url = publicURL + request.originalUrl;
+  if (!twilio.validateRequest(account.token, signature, url, request.body)) return void response.sendStatus(403);
+  next();
+};
+
+const app = express();
+app.disable("x-powered-by");
+app.post("/whatsapp", express.urlencoded({ extended: false, limit: "64kb" }), isTwilio, (request, response) => {
+  if (!relay.take(request.body)) return void response.sendStatus(400);
+  response.type("text/xml").send("<Response/>"); // an agent takes longer than Twilio waits
+});
+app.get("/media/:name", (request, response) => {
+  const picture = store.picture(request.params.name);
+  if (!picture) return void response.sendStatus(404);
+  response.set("X-Content-Type-Options", "nosniff").sendFile(picture);
+});
+app.use(
+  /** @param {any} error @param {express.Request} _request @param {express.Response} response @param {express.NextFunction} _next */
+  (error, _request, response, _next) => {
+    const isTheirs = error.status >= 400 && error.status < 500; // what no parser takes
+    if (!isTheirs) console.error("relay:", error);
+    response.sendStatus(isTheirs ? 400 : 500);
+  },
+);
+
+const server = app.listen(Number(env.PORT), env.HOST, (error) => {
+  if (error) throw error;
+  const address = /** @type {import("node:net").AddressInfo} */ (server.address());
+  console.log(`relay: http://${address.address}:${address.port}/whatsapp`);
+  relay.resume();
+});

@@ -1,0 +1,81 @@
+// What a person reads. Pure: no network, no state.
+
+/** @typedef {import("./api.d.ts").components["schemas"]} Schemas */
+
+const GO_ON = 'Say "go on" to continue.';
+
+/** An answer in words. @param {Schemas["Answer"]} answer @param {number} [now] */
+export function words(answer, now = Date.now()) {
+  if (answer.status === "success") {
+    const note = answer.background_stopped ? "\n\n(Something was still busy in the background; it ended with this answer.)" : "";
+    return (answer.result || "Done.") + note;
+  }
+  const soFar = answer.result ? `\n\nThe last I said: ${answer.result}` : "";
+  return reason(answer, now) + soFar;
+}
+
+/** Why there is no good answer. @param {Schemas["Answer"]} answer @param {number} now */
+function reason({ error }, now) {
+  switch (error?.code) {
+    case "timeout":
+      return `That took too long, so I stopped it. ${GO_ON}`;
+    case "stopped":
+      return `I stopped. ${GO_ON}`;
+    case "usage_limit":
+      return `You have reached your limit with Claude.${again(error.retry_at, now)}`;
+    case "overloaded":
+      return `Claude has too much to do just now.${again(error.retry_at, now) || " Try again in a few minutes."}`;
+    case "authentication_failed":
+    case "no_credentials":
+      return "The machine can't log in to Claude; its owner has to look at its key.";
+    case "session_not_found":
+      return "I no longer find our conversation. Send that again, and a new one begins.";
+    case "agent_crashed":
+      return `Something broke while I worked on that. ${GO_ON}`;
+    default:
+      return `That failed: ${error?.message ?? "nobody knows why."}`;
+  }
+}
+
+/** When to try again. @param {string | undefined} time @param {number} now */
+function again(time, now) {
+  const minutes = time ? Math.ceil((Date.parse(time) - now) / 60000) : NaN;
+  if (!(minutes > 0)) return "";
+  const format = new Intl.RelativeTimeFormat("en");
+  if (minutes < 100) return ` Try again ${format.format(minutes, "minute")}.`;
+  if (minutes < 48 * 60) return ` Try again ${format.format(Math.ceil(minutes / 60), "hour")}.`;
+  return ` Try again ${format.format(Math.ceil(minutes / 60 / 24), "day")}.`;
+}
+
+/** What an event means to a person who waits; nothing for most. @param {import("./vm.js").Event} event */
+export function progress({ name, data }) {
+  if (name === "queued") return `Waiting; ${data.position} before you.`;
+  for (const block of blocks(data)) {
+    if (block.type !== "tool_use") continue;
+    const { description, command, url = "" } = block.input ?? {};
+    const tool = String(block.name);
+    if (tool === "Bash") return `⚙ ${description ?? command}`.slice(0, 120);
+    if (!tool.startsWith("mcp__playwright__")) return `⚙ ${tool}`.slice(0, 120);
+    return `🌐 ${tool.slice(17).replaceAll("_", " ")} ${url}`.trim().slice(0, 120);
+  }
+}
+
+/** The parts of what the model or a tool said in an event. @param {any} line @returns {any[]} */
+export function blocks(line) {
+  const content = line?.message?.content;
+  return Array.isArray(content) ? content.filter(Boolean) : [];
+}
+
+/** A text in parts of WhatsApp's length, cut where it hurts least. @param {string} text @param {number} [limit] */
+export function split(text, limit = 1600) {
+  const parts = [];
+  while (text.length > limit) {
+    const head = text.slice(0, limit + 1);
+    const cuts = [head.lastIndexOf("\n\n"), head.lastIndexOf("\n"), head.lastIndexOf(" ")];
+    let at = cuts.find((cut) => cut > limit / 2) ?? limit;
+    if (/[\ud800-\udbff]$/.test(text.slice(0, at))) at--; // a character of two halves
+    parts.push(text.slice(0, at));
+    text = text.slice(at).trimStart();
+  }
+  return [...parts, text];
+}
