@@ -332,16 +332,20 @@ func TestImageTmpDoesNotTakeTheMemory(t *testing.T) {
 	}
 }
 
-// The control: without a size, it takes all that there is.
+// The control: without a size, it takes all that there is. Whom the kernel kills first
+// is its own choice: where that is the CLI, the next command goes on with filling.
 func TestImageWithoutASizeTmpTakesTheMemory(t *testing.T) {
 	needImage(t)
 	v := start(t, "--tmpfs=/tmp:exec", "--memory=1g", "--memory-swap=1g", "VM_TIMEOUT=60s")
-	v.post(context.Background(), "bash: "+fill, "")
-	a, body, err := v.post(context.Background(), "hello", "")
-	if err == nil && a.Status == "success" {
-		t.Errorf("the next command ran, so the test beside this one proves nothing: %s", body)
+	for range 10 {
+		v.post(context.Background(), "bash: head -c 3G /dev/zero >>/tmp/fill", "")
+		a, body, err := v.post(context.Background(), "hello", "")
+		if err != nil || a.Status != "success" {
+			t.Logf("the next command: %v %s", err, body)
+			return
+		}
 	}
-	t.Logf("the next command: %v %s", err, body)
+	t.Error("the next command ran, so the test beside this one proves nothing")
 }
 
 // A segment of System V memory is nobody's once its maker has ended; it would
