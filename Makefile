@@ -11,6 +11,7 @@
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
 SOAK = 10m
+ROUNDS = 10
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 
 build:
@@ -79,4 +80,4 @@ image:
 	scripts/image
 
 image-test: setup build
-	scripts/image-test
+	ROUNDS=$(ROUNDS) scripts/image-test
