@@ -163,9 +163,6 @@ func TestARelayThatIsKilledLosesAndRepeatsNothing(t *testing.T) {
 
 // A machine that restarts tells so, and the command begins anew on the next one.
 func TestTheRelayBeginsAnewWithARestartedMachine(t *testing.T) {
-	if image != "" {
-		t.Skip("the same as for the program outside a container")
-	}
 	for _, test := range []struct {
 		name, word string
 		end        func(*vm)
