@@ -46,18 +46,20 @@ func (c *config) findKey(log *slog.Logger) error {
 
 	readable := c.readableCredentials()
 	for _, name := range readable {
-		log.Warn("the agent can read these credentials, "+
-			"as only ANTHROPIC_API_KEY can be kept from it", "variable", name)
+		log.Warn("the agent can read these credentials: a cloud's can't be kept from it, "+
+			"others are with VM_KEY_PROXY on", "variable", name)
 	}
 
 	c.apiKey = os.Getenv("ANTHROPIC_API_KEY")
-	c.authToken = os.Getenv("ANTHROPIC_AUTH_TOKEN")
+	// The CLI prefers a gateway's token to a subscription's (measured).
+	c.bearer = cmp.Or(os.Getenv("ANTHROPIC_AUTH_TOKEN"), os.Getenv("CLAUDE_CODE_OAUTH_TOKEN"))
+	hasSecret := c.apiKey != "" || c.bearer != ""
 	c.keyWithheld = c.KeyProxy
-	c.keyProxied = c.KeyProxy && c.apiKey != "" && !usesCloud()
+	c.keyProxied = c.KeyProxy && hasSecret && !usesCloud()
 
 	_, err := os.Stat(c.agent.settings + "/.credentials.json")
 	mayHaveLogin := !errors.Is(err, fs.ErrNotExist) // the folder may be closed to the server
-	if c.apiKey == "" && len(readable) == 0 && !mayHaveLogin {
+	if !hasSecret && len(readable) == 0 && !mayHaveLogin {
 		log.Warn("no credentials are set: commands fail, " +
 			"unless Claude Code's settings have another way to them; " +
 			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
@@ -78,8 +80,8 @@ func (c *config) readableCredentials() (names []string) {
 			names = append(names, name)
 		}
 	}
-	for _, name := range []string{"CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN"} {
-		if os.Getenv(name) != "" {
+	for _, name := range secrets {
+		if !c.KeyProxy && os.Getenv(name) != "" {
 			names = append(names, name)
 		}
 	}

@@ -35,17 +35,17 @@ type config struct {
 	MaxBody       int64         `split_words:"true" default:"8388608" desc:"largest request body, bytes (photos come as base64)"`
 	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
 	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
-	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY set: the agent gets a placeholder and a loopback base URL, the server alone holds the key"`
+	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN or ANTHROPIC_AUTH_TOKEN set: the agent gets a placeholder and a loopback base URL, the server alone holds the secret"`
 	Warm          bool          `default:"true" desc:"keeps the next CLI started and waiting, so that an answer does not pay for its start-up"`
 
-	agent     account
-	api       *url.URL // the model's; it may hold a login, so print its Host alone
-	apiKey    string
-	authToken string // a gateway's, which the CLI sends beside the key
+	agent  account
+	api    *url.URL // the model's; it may hold a login, so print its Host alone
+	apiKey string
+	bearer string // a subscription's or a gateway's token, which the CLI may send beside the key
 
 	// KeyProxy is what was asked for; these are what is in effect.
 	keyProxied  bool // the agent works by the key proxy
-	keyWithheld bool // the agent doesn't get the key, whether it has a proxy for it or needs none
+	keyWithheld bool // the agent doesn't get the secrets, whether it has a proxy for them or needs none
 }
 
 // maxBody is what the CLI surely takes: it refuses more than 10 MB (measured),

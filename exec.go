@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -110,12 +111,16 @@ func (l *launcher) arguments(session string) []string {
 func (l *launcher) environment(placeholder string) []string {
 	env := []string{} // os/exec takes nil for the whole environment of the server
 	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
 		isOurs := strings.HasPrefix(entry, "VM_")
-		isKey := strings.HasPrefix(entry, "ANTHROPIC_API_KEY=")
-		if isOurs || isKey && l.cfg.keyWithheld {
-			continue
+		isSecret := slices.Contains(secrets, name)
+		switch {
+		case isOurs:
+		case !isSecret || !l.cfg.keyWithheld:
+			env = append(env, entry)
+		case l.cfg.keyProxied && value != "":
+			env = append(env, name+"="+placeholder)
 		}
-		env = append(env, entry)
 	}
 
 	if l.cfg.User != "" {
@@ -123,7 +128,7 @@ func (l *launcher) environment(placeholder string) []string {
 		env = append(env, "HOME="+l.cfg.agent.home, "USER="+name, "LOGNAME="+name)
 	}
 	if l.cfg.keyProxied {
-		env = append(env, "ANTHROPIC_API_KEY="+placeholder, "ANTHROPIC_BASE_URL="+l.proxyURL)
+		env = append(env, "ANTHROPIC_BASE_URL="+l.proxyURL)
 		// Or an HTTPS_PROXY would get the prompts that are for the loopback.
 		for _, name := range []string{"NO_PROXY", "no_proxy"} {
 			env = append(env, name+"=127.0.0.1,"+os.Getenv(name))

@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// The key proxy lets the agent use the model's API without the key: its requests
-// come to a loopback port with a placeholder, its own and void after its command,
-// and leave with the key. What holds here is all that keeps the key: the
-// placeholder is compared before anything else, only the routes are let through,
+// The key proxy lets the agent use the model's API without the key or the token: its
+// requests come to a loopback port with a placeholder, its own and void after its
+// command, and leave with the secret. What holds here is all that keeps the secrets:
+// the placeholder is compared before anything else, only the routes are let through,
 // and no answer of the proxy's own repeats what was sent.
 
 // route is a request that is let through: its method, and its path as it is sent,
@@ -85,7 +85,7 @@ func (p *keyProxy) allow(l *lease) { p.present.Store(l) }
 
 func (p *keyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	l := p.present.Load()
-	if !l.isFor(r.Header.Get("X-Api-Key")) {
+	if !p.isKey(l, r) && !p.isBearer(l, r) {
 		refuseAPI(w, http.StatusForbidden, "permission_error",
 			"vm-server serves the agent that runs, by its own placeholder")
 		return
@@ -120,6 +120,17 @@ func (p *keyProxy) pass(w http.ResponseWriter, r *http.Request) {
 	io.Copy(io.Discard, r.Body)
 }
 
+// isKey says whether a request asks by the key, isBearer whether by the token: the CLI
+// sends the one, the other, or both (measured).
+func (p *keyProxy) isKey(l *lease, r *http.Request) bool {
+	return p.cfg.apiKey != "" && l.isFor(r.Header.Get("X-Api-Key"))
+}
+
+func (p *keyProxy) isBearer(l *lease, r *http.Request) bool {
+	placeholder, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	return p.cfg.bearer != "" && isBearer && l.isFor(placeholder)
+}
+
 func (l *lease) isFor(placeholder string) bool {
 	if l == nil {
 		return false
@@ -133,17 +144,21 @@ func isRoute(r *http.Request) bool {
 	return slices.Contains(routes, route{r.Method, path})
 }
 
-// rewrite gives a request the credentials that the CLI would send without a proxy:
-// the key and beside it a token or else the base URL's login (measured).
+// rewrite gives a request the credentials that the CLI would send without a proxy: what
+// its placeholders stand for and, beside a key alone, the base URL's login (measured).
 func (p *keyProxy) rewrite(r *httputil.ProxyRequest) {
+	l := leaseOf(r.In)
 	r.SetURL(p.cfg.api)
-	r.Out.Header.Set("X-Api-Key", p.cfg.apiKey)
+	r.Out.Header.Del("X-Api-Key")
 	r.Out.Header.Del("Authorization")
 
+	if p.isKey(l, r.In) {
+		r.Out.Header.Set("X-Api-Key", p.cfg.apiKey)
+	}
 	login := p.cfg.api.User
 	switch {
-	case p.cfg.authToken != "":
-		r.Out.Header.Set("Authorization", "Bearer "+p.cfg.authToken)
+	case p.isBearer(l, r.In):
+		r.Out.Header.Set("Authorization", "Bearer "+p.cfg.bearer)
 	case login != nil:
 		password, _ := login.Password()
 		r.Out.SetBasicAuth(login.Username(), password)

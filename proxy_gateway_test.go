@@ -48,14 +48,93 @@ func TestAGatewayGetsItsCredentials(t *testing.T) {
 			seen := make(chan []string, 1)
 			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentials(r) })
 			p := newTestProxy(t, at(api, test.base))
-			p.cfg.authToken = test.token
+			p.cfg.bearer = test.token
 
-			p.send(t, "POST /v1/messages?beta=true", "Authorization: Bearer from-the-agent")
+			p.send(t, "POST /v1/messages?beta=true", "Authorization: Bearer "+presentPlaceholder)
 			want := []string{test.path, realKey, test.auth}
 			if diff := cmp.Diff(want, <-seen); diff != "" {
 				t.Errorf("what the gateway saw (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A subscription's or a gateway's token stands where the CLI sends its placeholder, and
+// nothing else that the agent sends as its own goes on.
+func TestAPlaceholderStandsForWhatItsHeaderIsFor(t *testing.T) {
+	t.Parallel()
+	const token, key = "Bearer sk-ant-oat01-real", realKey
+	asKey := "X-Api-Key: " + presentPlaceholder
+	asToken := "Authorization: Bearer " + presentPlaceholder
+	tests := []struct {
+		name           string
+		hasKey         bool
+		header         []string
+		status         int
+		apiKey, bearer string // that the API sees
+	}{
+		{"the token", false, []string{asToken}, 200, "", token},
+		{"the token, beside a key of the agent's own", false,
+			[]string{asToken, "X-Api-Key: mine"}, 200, "", token},
+		{"both", true, []string{asKey, asToken}, 200, key, token},
+		{"the key, beside a token of the agent's own", true,
+			[]string{asKey, "Authorization: Bearer mine"}, 200, key, ""},
+		{"the token, where there is a key too", true, []string{asToken}, 200, "", token},
+		{"as the key that there is none of", false, []string{asKey}, 403, "", ""},
+		{"as a password", true, []string{"Authorization: Basic " + presentPlaceholder}, 403, "", ""},
+		{"without the scheme", true, []string{"Authorization: " + presentPlaceholder}, 403, "", ""},
+		{"a token of the agent's own", true, []string{"Authorization: Bearer mine"}, 403, "", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			seen := make(chan []string, 1)
+			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentials(r)[1:] })
+			p := newTestProxy(t, api.URL)
+			p.cfg.bearer = strings.TrimPrefix(token, "Bearer ")
+			if !test.hasKey {
+				p.cfg.apiKey = ""
+			}
+
+			status, _ := p.sendOnly(t, "POST /v1/messages", test.header...)
+			if diff := cmp.Diff(test.status, status); diff != "" {
+				t.Fatalf("status (-want +got):\n%s", diff)
+			}
+			if status != 200 {
+				return
+			}
+			if diff := cmp.Diff([]string{test.apiKey, test.bearer}, <-seen); diff != "" {
+				t.Errorf("what the API saw (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// With the real CLI: a token goes to the API, and its agent has a placeholder.
+func TestTheRealCLIWorksByATokenThatItsAgentDoesNotHave(t *testing.T) {
+	t.Parallel()
+	cli := newRealCLI(t)
+	const secret = "sk-ant-oat01-real"
+	for _, name := range []string{"CLAUDE_CODE_OAUTH_TOKEN", "ANTHROPIC_AUTH_TOKEN"} {
+		for proxied, holds := range map[string]string{"true": "placeholder-", "false": secret} {
+			t.Run(name+", VM_KEY_PROXY="+proxied, func(t *testing.T) {
+				t.Parallel()
+				seen := make(chan []string, 20)
+				note := func(w http.ResponseWriter, r *http.Request) {
+					seen <- credentials(r)[1:]
+					cli.model.ServeHTTP(w, r)
+				}
+				s := cli.start(t, note, "ANTHROPIC_API_KEY=", name+"="+secret, "VM_KEY_PROXY="+proxied)
+				// The CLI keeps some from its Bash itself (measured); its own environment has them.
+				got := s.ask(`real bash: tr '\0' '\n' </proc/$PPID/environ | grep ` + name)
+				if !strings.HasPrefix(got.Result, name+"="+holds) {
+					t.Errorf("the agent has %+v %+v", got, got.Error)
+				}
+				if diff := cmp.Diff([]string{"", "Bearer " + secret}, <-seen); diff != "" {
+					t.Errorf("what the API saw (-want +got):\n%s", diff)
+				}
+			})
+		}
 	}
 }
 

@@ -57,13 +57,19 @@ func (p *testProxy) begin(stop context.CancelCauseFunc) {
 	p.allow(&lease{placeholder: presentPlaceholder, stop: stop})
 }
 
-// send sends a request whose first line holds the method and the target exactly as
-// they are given, and returns the status, 0 if there is none.
+// send is sendOnly with the key's placeholder.
 func (p *testProxy) send(t *testing.T, line string, header ...string) (status int, text string) {
+	t.Helper()
+	return p.sendOnly(t, line, append(header, "X-Api-Key: "+presentPlaceholder)...)
+}
+
+// sendOnly sends a request whose first line holds the method and the target exactly as
+// they are given, and returns the status, 0 if there is none.
+func (p *testProxy) sendOnly(t *testing.T, line string, header ...string) (status int, text string) {
 	t.Helper()
 	connection := p.dial(t)
 	defer connection.Close()
-	header = append(header, "Host: x", "X-Api-Key: "+presentPlaceholder, "Content-Length: 2")
+	header = append(header, "Host: x", "Content-Length: 2")
 	fmt.Fprintf(connection, "%s HTTP/1.1\r\n%s\r\n\r\n{}", line, strings.Join(header, "\r\n"))
 
 	method, _, _ := strings.Cut(line, " ")

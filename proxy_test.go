@@ -202,7 +202,6 @@ func TestWhatCannotBeKeptFromTheAgentIsPassedThroughAndTold(t *testing.T) {
 		key      string // begins with
 	}{
 		{"VM_KEY_PROXY=false", false, realKey},
-		{"CLAUDE_CODE_OAUTH_TOKEN=1", true, "placeholder-"},
 		{"CLAUDE_CODE_USE_BEDROCK=1", true, "none"}, // which needs none
 		{"CLAUDE_CODE_USE_VERTEX=True", true, "none"},
 		{"CLAUDE_CODE_USE_BEDROCK=0", false, "placeholder-"},

@@ -28,41 +28,58 @@ const searchMemory = `const fs=require("fs"),needle=Buffer.from(process.argv[2],
 	`const s=parseInt(a[1],16),n=parseInt(a[2],16)-s;if(n>2**27)continue;const b=Buffer.alloc(n);try{const k=fs.readSync(m,b,0,n,s);` +
 	`if(b.subarray(0,k).includes(needle)){console.log(process.argv[1]+" is in the memory of "+p);break}}catch{}}}catch{}}`
 
+// credentials are the ways to the model's API that the key proxy keeps.
+var credentials = []struct{ variable, secret, header string }{
+	{"ANTHROPIC_API_KEY", "sk-ant-real-0123456789", "X-Api-Key"},
+	{"CLAUDE_CODE_OAUTH_TOKEN", "sk-ant-oat01-real-0123456789", "Authorization"},
+	{"ANTHROPIC_AUTH_TOKEN", "gateway-real-0123456789", "Authorization"},
+}
+
 func TestTheModelSeesTheKeyAndTheAgentDoesNot(t *testing.T) {
-	key, token := "sk-ant-real-0123456789", "the-token-of-the-relay"
-	v := start(t, "ANTHROPIC_API_KEY="+key, "VM_TOKEN="+token)
-	v.token = token
-	seen := v.bash("success", `echo "$ANTHROPIC_API_KEY"; echo "$ANTHROPIC_BASE_URL"; env | sort`)
-	placeholder, rest, _ := strings.Cut(seen, "\n")
-	base, _, _ := strings.Cut(rest, "\n")
-	if !strings.HasPrefix(placeholder, "placeholder-") || !strings.HasPrefix(base, "http://127.0.0.1:") {
-		t.Errorf("the agent's credentials: %q at %q", placeholder, base)
-	}
-	if strings.Contains(seen, key) || strings.Contains(seen, token) || strings.Contains(seen, "VM_") {
-		t.Errorf("the agent's environment:\n%s", seen)
-	}
-	for _, call := range v.model.Calls() {
-		if call.Key != key || call.Auth != "" {
-			t.Errorf("the model saw the key %q and authorization %q", call.Key, call.Auth)
-		}
-	}
-	if len(v.model.Calls()) == 0 {
-		t.Error("the model saw nothing")
-	}
-	request, _ := http.NewRequest(http.MethodPost, base+"/v1/messages", strings.NewReader("{}"))
-	request.Header.Set("X-Api-Key", placeholder)
-	if response, err := http.DefaultClient.Do(request); err != nil || response.StatusCode != http.StatusForbidden {
-		t.Errorf("the placeholder after its command: %v %v", response, err)
-	}
-	if image == "" && os.Getuid() == 0 {
-		return // the agent is root, as the server is, and could read anything: the container shows the rest
-	}
-	// The control: what surely is in the CLI's environment and memory is found there.
-	if control := v.bash("success", search("control", "ANTHROPIC_API_KEY=place")); !strings.Contains(control, "/environ") || !strings.Contains(control, "in the memory of") {
-		t.Errorf("the search finds nothing, so it proves nothing:\n%s", control)
-	}
-	if found := v.bash("success", search("key", key)+search("token", token)+"echo searched"); found != "searched" {
-		t.Errorf("the agent found:\n%s", found)
+	for _, credential := range credentials {
+		t.Run(credential.variable, func(t *testing.T) {
+			name, secret, token := credential.variable, credential.secret, "the-token-of-the-relay"
+			v := start(t, "ANTHROPIC_API_KEY=", name+"="+secret, "VM_TOKEN="+token)
+			v.token = token
+			// The CLI keeps some variables from its Bash; its own environment has them.
+			seen := v.bash("success", `tr '\0' '\n' </proc/$PPID/environ; env | sort`)
+			valueOf := func(name string) string {
+				_, rest, _ := strings.Cut("\n"+seen, "\n"+name+"=")
+				value, _, _ := strings.Cut(rest, "\n")
+				return value
+			}
+			placeholder, base := valueOf(name), valueOf("ANTHROPIC_BASE_URL")
+			if !strings.HasPrefix(placeholder, "placeholder-") || !strings.HasPrefix(base, "http://127.0.0.1:") {
+				t.Errorf("the agent's credentials: %q at %q", placeholder, base)
+			}
+			if strings.Contains(seen, secret) || strings.Contains(seen, token) || strings.Contains(seen, "VM_") {
+				t.Errorf("the agent's environment:\n%s", seen)
+			}
+			bearer := map[string]string{"X-Api-Key": "", "Authorization": "Bearer "}[credential.header]
+			for _, call := range v.model.Calls() {
+				if got := call.Key + call.Auth; got != bearer+secret {
+					t.Errorf("the model saw the key %q and authorization %q", call.Key, call.Auth)
+				}
+			}
+			if len(v.model.Calls()) == 0 {
+				t.Error("the model saw nothing")
+			}
+			request, _ := http.NewRequest(http.MethodPost, base+"/v1/messages", strings.NewReader("{}"))
+			request.Header.Set(credential.header, bearer+placeholder)
+			if response, err := http.DefaultClient.Do(request); err != nil || response.StatusCode != http.StatusForbidden {
+				t.Errorf("the placeholder after its command: %v %v", response, err)
+			}
+			if image == "" && os.Getuid() == 0 {
+				return // the agent is root, as the server is, and could read anything: the container shows the rest
+			}
+			// The control: what surely is in the CLI's environment and memory is found there.
+			if control := v.bash("success", search("control", name+"=place")); !strings.Contains(control, "/environ") || !strings.Contains(control, "in the memory of") {
+				t.Errorf("the search finds nothing, so it proves nothing:\n%s", control)
+			}
+			if found := v.bash("success", search("secret", secret)+search("token", token)+"echo searched"); found != "searched" {
+				t.Errorf("the agent found:\n%s", found)
+			}
+		})
 	}
 }
 
