@@ -1,4 +1,5 @@
 // What a message asks of the agent.
+import { setTimeout as sleep } from "node:timers/promises";
 
 /**
  * @typedef {import("./store.js").Message} Message
@@ -25,7 +26,7 @@ export async function commandOf({ text, media }, account) {
   for (const photo of photos) {
     const data = await download(photo.url, account, room);
     if (data === "too large") return "That photo is too large: 5 MB is what I can take. Send it smaller, please.";
-    if (!data) return "I couldn't load your photo. Send it again, please.";
+    if (!data?.length) return "I couldn't load your photo. Send it again, please.";
     room -= data.length;
     images.push({ media_type: photo.type, data: data.toString("base64") });
   }
@@ -51,10 +52,12 @@ async function download(url, account, limit) {
   if (!URL.canParse(url) || new URL(url).origin !== new URL(account.api).origin) return; // the token is Twilio's alone
   const credentials = Buffer.from(`${account.sid}:${account.token}`).toString("base64");
   for (let tries = 0; tries < 3; tries++) {
+    if (tries > 0) await sleep(1000);
     try {
       const signal = AbortSignal.timeout(20_000);
       const response = await fetch(url, { headers: { Authorization: `Basic ${credentials}` }, signal });
       if (response.ok && response.body) return await read(response.body, limit);
+      await response.body?.cancel();
     } catch (error) {
       console.error("relay: cannot load a photo:", error instanceof Error ? error.message : error);
     }

@@ -7,6 +7,7 @@
 //               delivers a message; answers {"id", "status"}
 //   GET /said   what people were told: [{"to", "body", "media"}]
 import { randomUUID } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 import express from "express";
 import twilio from "twilio";
 
@@ -34,6 +35,7 @@ class FakeTwilio {
   media = new Map();
   failures = 0; // how many replies are still to fail
   refusal = 0; // the status that every reply gets, if any
+  delayMS = 0; // of every reply
 
   constructor() {
     const app = (this.app = express());
@@ -51,8 +53,11 @@ class FakeTwilio {
       if (!medium) return void response.sendStatus(404);
       response.type(medium.type).send(Buffer.from(medium.data, "base64"));
     });
-    app.post("/2010-04-01/Accounts/:sid/Messages.json", express.urlencoded({ extended: false }), (request, response) => {
+    app.post("/2010-04-01/Accounts/:sid/Messages.json", express.urlencoded({ extended: false }), async (request, response) => {
+      await sleep(this.delayMS);
       const { To: to, Body: body = "", MediaUrl: media } = request.body;
+      if (!body.trim() && !media) return void response.status(400).json({ status: 400, message: "a message needs a body" });
+      if (body.length > 1600) return void response.status(400).json({ status: 400, message: "the body is too long" });
       if (this.refusal) return void response.status(this.refusal).json({ status: this.refusal, message: "no such number" });
       if (this.failures-- > 0) return void response.sendStatus(503);
       this.failures = 0;

@@ -1,20 +1,24 @@
 // A message's life: taken to the disk, made a command in its sender's order, answered
 // in words. Whatever breaks in between, it is answered, and once: README.md says how.
+// A message is open until its answer was sent; its turn comes when those that the same
+// sender wrote before are answered.
 import { setTimeout as sleep } from "node:timers/promises";
 import twilio from "twilio";
 import { commandOf } from "./command.js";
-import { VM } from "./vm.js";
+import { events, refused, request } from "./vm.js";
 import { blocks, progress, split, words } from "./words.js";
 
 /**
  * @typedef {import("./store.js").Message} Message
  * @typedef {import("./store.js").Reply} Reply
+ * @typedef {import("./vm.js").Machine} Machine
+ * @typedef {(text?: string, isNews?: boolean) => void} Tell
  *
  * @typedef {object} Setup
  * @property {{sid: string, token: string, api: string}} account Twilio's
  * @property {string} publicURL where Twilio reaches this relay
  * @property {import("./store.js").Store} store
- * @property {Record<string, {url: string, token: string}>} people the VM of each sender
+ * @property {Map<string, Machine>} people the VM of each sender
  * @property {number} progressMS between two words of progress
  * @property {number} retryMS between two tries
  */
@@ -24,9 +28,9 @@ const MAX_SCREENSHOTS = 3; // of an answer, the last ones
 const MAX_SCREENSHOT_BYTES = 5 * 1024 * 1024; // WhatsApp's limit of a picture
 
 export class Relay {
-  /** @type {Map<string, Message>} what is not answered yet, by id */
+  /** @type {Map<string, Message>} the open messages, by id */
   #open = new Map();
-  /** @type {Map<string, Promise<void>>} the last turn of each sender */
+  /** @type {Map<string, Promise<void>>} the end of each sender's last turn */
   #turns = new Map();
   #lastPlace = 0;
 
@@ -43,7 +47,7 @@ export class Relay {
     const message = this.#messageOf(form);
     if (!message) return false;
     if (this.store.knows(message.id)) return true; // Twilio delivers it again
-    if (says(message, "stop")) message.replies = [{ body: this.#stopAll(message.from) }];
+    if (says(message, "stop", "halt")) message.replies = [{ body: this.#stopAll(message.from) }];
     this.store.save(message);
     this.#begin(message);
     return true;
@@ -51,7 +55,10 @@ export class Relay {
 
   /** Goes on with what a crash left open. */
   resume() {
-    for (const message of this.store.open()) this.#begin(message);
+    for (const message of this.store.open()) {
+      this.#lastPlace = message.place;
+      this.#begin(message);
+    }
   }
 
   /** @param {Record<string, unknown>} form @returns {Message | undefined} */
@@ -86,7 +93,7 @@ export class Relay {
         this.#open.delete(message.id);
         return;
       } catch (error) {
-        console.error(`relay: ${message.id}:`, error); // a full disk, for example
+        console.error(`relay: ${message.id}:`, error); // a full disk, or a Twilio that can't be reached
         await sleep(this.setup.retryMS);
       }
     }
@@ -95,96 +102,122 @@ export class Relay {
   /** @param {Message} message @returns {Promise<Reply[]>} */
   async #answer(message) {
     const text = await this.#answerInWords(message);
-    const pictures = message.screenshots.slice(-MAX_SCREENSHOTS);
-    return [...split(text).map((body) => ({ body })), ...pictures.map((picture) => ({ picture }))];
+    return [...split(text).map((body) => ({ body })), ...message.screenshots.map((picture) => ({ picture }))];
   }
 
   /** @param {Message} message */
   async #answerInWords(message) {
-    const machine = this.setup.people[message.from];
+    const machine = this.setup.people.get(message.from);
     if (!machine) {
       console.error(`relay: ${message.from} is not in people.json`);
       return "I don't know this number.";
     }
-    if (says(message, "new")) {
-      this.store.converse(message.from);
-      return "What you send next begins a new conversation.";
-    }
     if (!message.body && !message.isStopped) {
+      if (says(message, "new")) {
+        this.store.converse(message.from);
+        return "What you send next begins a new conversation.";
+      }
       const command = await commandOf(message, this.setup.account);
       if (typeof command === "string") return command;
-      message.body = JSON.stringify({ ...command, session_id: this.store.conversations[message.from] });
+      if (!message.isStopped) {
+        message.body = JSON.stringify({ ...command, session_id: this.store.conversations.get(message.from) });
+      }
     }
     if (!message.body) return "I stopped before I began that.";
     this.store.save(message);
-    return this.#run(message, message.body, new VM(machine, this.setup.retryMS));
-  }
 
-  /** Sends a command until it has its answer. @param {Message} message @param {string} body @param {VM} vm */
-  async #run(message, body, vm) {
-    const tell = this.#teller(message);
-    /** @type {Set<unknown>} */
-    const calls = new Set(); // of the screenshot tool
-    for (;;) {
-      if (message.isStopped && !(await stop(message, vm))) return "I stopped that, before it was begun or after it was over.";
-      const outcome = await vm.send(message.id, body, {
-        onAccepted: () => message.isStopped && void stop(message, vm),
-        onEvent: (event) => {
-          tell(progress(event), event.name === "queued");
-          this.#keepScreenshots(message, event.data, calls);
-        },
-      });
-      const { answer, refusal, why, seconds } = outcome;
-      if (answer) {
-        const isLost = answer.error?.code === "session_not_found";
-        if (isLost || answer.session_id) this.store.converse(message.from, isLost ? undefined : answer.session_id);
-        await tell();
-        return words(answer);
-      }
-      if (refusal) return `That can't be sent: ${refusal.message}`;
-      tell(why, true);
-      await vm.pause(seconds);
+    const { tell, told } = this.#teller(message);
+    try {
+      return await this.#run(message, message.body, machine, tell);
+    } finally {
+      await told(); // or it would come after the answer
     }
   }
 
-  /** Keeps what the screenshot tool says; a picture that the agent reads looks alike. @param {Message} message @param {any} line @param {Set<unknown>} calls */
+  /** Sends a command until it has its answer. @param {Message} message @param {string} body @param {Machine} machine @param {Tell} tell */
+  async #run(message, body, machine, tell) {
+    for (;;) {
+      // A stopped command is joined only if it is there: sent anew it would begin.
+      if (message.isStopped && !(await this.#stop(message, machine))) return "I stopped that, before it was begun or after it was over.";
+      const { answer, refusal, why, seconds } = await this.#attempt(message, body, machine, tell);
+      if (answer?.error?.code === "session_not_found") this.store.converse(message.from);
+      else if (answer?.session_id) this.store.converse(message.from, answer.session_id);
+      if (answer) return words(answer);
+      if (refusal) return `That can't be sent: ${refusal.message}`;
+      tell(why, true);
+      await this.#pause(message, seconds);
+    }
+  }
+
+  /** One try. @param {Message} message @param {string} body @param {Machine} machine @param {Tell} tell @returns {Promise<import("./vm.js").Outcome>} */
+  async #attempt(message, body, machine, tell) {
+    const response = await request("POST", machine, message.id, body).catch(() => undefined);
+    if (!response) return { why: "The machine is not up yet. I keep trying." };
+    if (response.status !== 200) return refused(response);
+    if (message.isStopped) void this.#stop(message, machine); // a stop that came before it found nothing
+    /** @type {Set<unknown>} */
+    const calls = new Set(); // of the screenshot tool
+    try {
+      for await (const event of events(response)) {
+        if (event.name !== "response") this.#look(message, event, calls, tell);
+        else if (event.data.error?.code === "shutting_down") return { why: "The machine is restarting. I begin again then." };
+        else return { answer: event.data };
+      }
+    } catch (error) {
+      console.error(`relay: ${message.id}: the connection broke, and I join again:`, error);
+    }
+    return {};
+  }
+
+  /** Shows a person what is to see of an event. @param {Message} message @param {import("./vm.js").Event} event @param {Set<unknown>} calls @param {Tell} tell */
+  #look(message, event, calls, tell) {
+    try {
+      tell(progress(event), event.name === "queued");
+      this.#keepScreenshots(message, event.data, calls);
+    } catch (error) {
+      console.error(`relay: ${message.id}: cannot show an event:`, error); // the answer will come all the same
+    }
+  }
+
+  /** Keeps what the screenshot tool returns; a picture that the agent reads looks alike. @param {Message} message @param {any} line @param {Set<unknown>} calls */
   #keepScreenshots(message, line, calls) {
     for (const block of blocks(line)) {
       if (block.type === "tool_use" && block.name === SCREENSHOT) calls.add(block.id);
-      if (block.type !== "tool_result" || !calls.has(block.tool_use_id) || !Array.isArray(block.content)) continue;
-      for (const { type, source } of block.content) {
-        if (type !== "image") continue;
-        const picture = Buffer.from(source.data, "base64");
-        if (picture.length <= MAX_SCREENSHOT_BYTES) message.screenshots.push(this.store.keep(picture, source.media_type));
+      const isScreenshot = block.type === "tool_result" && calls.has(block.tool_use_id) && Array.isArray(block.content);
+      for (const part of isScreenshot ? block.content : []) {
+        if (part?.type !== "image" || typeof part.source?.data !== "string") continue;
+        const picture = Buffer.from(part.source.data, "base64");
+        if (picture.length > MAX_SCREENSHOT_BYTES) continue;
+        message.screenshots = [...message.screenshots, this.store.keep(picture, part.source.media_type)].slice(-MAX_SCREENSHOTS);
+        this.store.save(message);
       }
-      this.store.save(message);
     }
   }
 
-  /** Tells progress in order: what is urgent at once, the rest now and then, nothing twice. @param {Message} message */
+  /** Tells progress: news at once, the rest now and then; nothing twice, and nothing while a word is on its way. @param {Message} message */
   #teller(message) {
-    let last = "";
-    let next = Date.now() + this.setup.progressMS;
-    let said = Promise.resolve();
-    /** @param {string} [text] @param {boolean} [isUrgent] */
-    return (text, isUrgent) => {
-      const isDue = isUrgent || Date.now() >= next;
-      if (text && text !== last && isDue) {
-        last = text;
-        next = Date.now() + this.setup.progressMS;
-        said = said.then(() => this.#send(message, { body: text })).catch(complain);
-      }
-      return said;
+    const said = new Set();
+    let next = performance.now() + this.setup.progressMS;
+    /** @type {Promise<void> | undefined} */
+    let onItsWay;
+    /** @type {Tell} */
+    const tell = (text, isNews) => {
+      const isDue = isNews || performance.now() >= next;
+      if (!text || said.has(text) || onItsWay || !isDue) return;
+      said.add(text);
+      next = performance.now() + this.setup.progressMS;
+      onItsWay = this.#send(message, { body: text }).catch(complain).finally(() => (onItsWay = undefined));
     };
+    return { tell, told: async () => onItsWay };
   }
 
   /** Says what is left to say. @param {Message} message @param {Reply[]} replies */
   async #say(message, replies) {
     while (replies.length > 0) {
       await this.#send(message, replies[0]).catch((error) => {
-        const isFinal = error.status >= 400 && error.status < 500 && error.status !== 429;
+        const isFinal = error.status === 400 || error.status === 404; // such as a number that has left
         if (!isFinal) throw error;
-        complain(error); // such as a number that has left
+        complain(error);
       });
       replies.shift();
       this.store.save(message);
@@ -197,32 +230,42 @@ export class Relay {
     await this.twilio.messages.create({ from: to, to: from, body, mediaUrl });
   }
 
-  /** Stops all that a sender began. @param {string} sender */
+  /** Stops all that a sender began: first, as a full disk must not keep it from that. @param {string} sender */
   #stopAll(sender) {
+    const machine = this.setup.people.get(sender);
     const own = [...this.#open.values()].filter(({ from, replies }) => from === sender && !replies);
     for (const message of own) {
       message.isStopped = true;
-      this.store.save(message);
-      const isSent = message.body !== undefined;
-      if (isSent) void stop(message, new VM(this.setup.people[sender], this.setup.retryMS));
+      if (message.body && machine) void this.#stop(message, machine);
     }
+    for (const message of own) this.store.save(message);
     return own.length > 0 ? "I stop." : "Nothing runs.";
   }
-}
 
-/** Stops a command, if it waits or runs. @param {Message} message @param {VM} vm */
-async function stop(message, vm) {
-  while (!message.replies) {
-    const was = await vm.stop(message.id);
-    if (was !== undefined) return was;
-    await vm.pause();
+  /** Stops a command, and says whether it waited or ran. @param {Message} message @param {Machine} machine */
+  async #stop(message, machine) {
+    while (!message.replies) {
+      const response = await request("DELETE", machine, message.id).catch(() => undefined);
+      if (response?.status === 202) return true;
+      if (response?.status === 404) return false;
+      console.error(`relay: ${message.id}: cannot stop it yet: ${response?.status ?? "the machine is not up"}`);
+      await sleep(this.setup.retryMS);
+    }
+    return false;
   }
-  return false;
+
+  /** Waits before the next try; a stop ends that. @param {Message} message @param {number} [seconds] */
+  async #pause(message, seconds = 0) {
+    const length = seconds > 0 ? 1000 * Math.min(seconds, 60) : this.setup.retryMS;
+    const wasStopped = message.isStopped;
+    const end = performance.now() + length;
+    while (performance.now() < end && message.isStopped === wasStopped) await sleep(Math.min(length, 500));
+  }
 }
 
-/** @param {Message} message @param {string} word */
-function says(message, word) {
-  return message.media.length === 0 && message.text.trim().toLowerCase() === word;
+/** @param {Message} message @param {string[]} commands */
+function says(message, ...commands) {
+  return message.media.length === 0 && commands.includes(message.text.trim().toLowerCase());
 }
 
 /** @param {Error} error */

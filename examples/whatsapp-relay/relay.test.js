@@ -2,7 +2,7 @@
 // the real VM does with its commands is shown in ../../e2e/relay_test.go.
 import assert from "node:assert/strict";
 import { spawn } from "node:child_process";
-import { mkdtempSync, readdirSync, rmSync, utimesSync, writeFileSync } from "node:fs";
+import { mkdtempSync, readdirSync, renameSync, rmSync, utimesSync, writeFileSync } from "node:fs";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import path from "node:path";
@@ -28,13 +28,15 @@ async function eventually(what, condition) {
   }
 }
 
-/** @typedef {{key: string, token: string, body: any, respond: (answer: object, ...events: object[]) => void}} Request */
+/** @typedef {{key: string, token: string, body: any, respond: (answer: object, ...events: object[]) => void, refuse: (status: number, body: string, headers?: object) => void, breakOff: () => void}} Request */
 
 /** A VM whose answers a test gives, by a function or one by one. */
 class FakeVM {
   url = "";
   /** @type {Request[]} */
   requests = [];
+  /** @type {string[]} keys */
+  stops = [];
   /** @type {(request: Request) => void} */
   onCommand = ({ body, respond }) => respond({ status: "success", result: `${body.command}!`, session_id: "s1" });
 
@@ -42,6 +44,10 @@ class FakeVM {
     let text = "";
     for await (const chunk of request) text += chunk;
     const stream = (/** @type {string} */ name, /** @type {object} */ data) => response.write(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`);
+    if (request.method === "DELETE") {
+      this.stops.push(String(request.headers["idempotency-key"]));
+      return void response.writeHead(202).end();
+    }
     const seen = {
       key: String(request.headers["idempotency-key"]),
       token: String(request.headers.authorization),
@@ -51,9 +57,10 @@ class FakeVM {
         stream("response", answer);
         response.end();
       },
+      refuse: (/** @type {number} */ status, /** @type {string} */ body, headers = {}) => response.writeHead(status, headers).end(body),
+      breakOff: () => response.writeHead(200).write(": half an ev", () => response.destroy()),
     };
     this.requests.push(seen);
-    response.writeHead(200).flushHeaders();
     this.onCommand(seen);
   });
 }
@@ -102,7 +109,7 @@ class RunningRelay {
     const env = {
       PATH: process.env.PATH,
       PORT: "0",
-      DATA: path.join(this.folder, "data"),
+      DATA: path.join(this.folder, ".data"), // as folders are called that belong to a program
       PEOPLE: path.join(this.folder, "people.json"),
       PUBLIC_URL: publicURL,
       TWILIO_ACCOUNT_SID: account.sid,
@@ -115,7 +122,7 @@ class RunningRelay {
     child.stdout.on("data", (data) => (this.log += data));
     child.stderr.on("data", (data) => (this.log += data));
     this.process = child;
-    await eventually("the relay listens", () => /relay: (http\S+)\n/.test(this.log));
+    await eventually("the relay listens", () => /relay: (http\S+)\n/.test(this.log) || child.exitCode !== null);
     this.url = /relay: (http\S+)\n/.exec(this.log)?.[1] ?? "";
   }
 
@@ -136,7 +143,7 @@ class RunningRelay {
   /** What Ann reads next to what she read before. @param {...string} texts */
   async reads(...texts) {
     await eventually(`${texts.length} replies are there: ${JSON.stringify(this.twilio.said)}`, () => this.twilio.said.length >= texts.length);
-    await eventually("all is answered", () => readdirSync(path.join(this.folder, "data/open")).length === 0);
+    await eventually("all is answered", () => readdirSync(path.join(this.folder, ".data/open")).length === 0);
     assert.deepEqual(this.twilio.said.map(({ body }) => body), texts);
   }
 }
@@ -274,17 +281,17 @@ test("a screenshot comes as a picture under a name that nobody guesses, for an h
   r.vm.onCommand = ({ respond }) =>
     respond({ status: "success", result: "look" }, call("Read", "t1"), pictureOf("t1"), call(screenshot, "t2"), pictureOf("t2"));
   await r.say("show me");
-  await r.reads("⚙ Read", "🌐 browser take screenshot", "look", "");
+  await r.reads("⚙ Read", "look", "");
   const link = r.twilio.said.at(-1)?.media ?? "";
   assert.match(link, /^https:\/\/relay\.example\/media\/[0-9a-f]{64}\.png$/);
   const here = new URL(new URL(link).pathname, r.url);
   const response = await fetch(here);
   assert.equal(response.headers.get("Content-Type"), "image/png");
   assert.equal(Buffer.from(await response.arrayBuffer()).toString("base64"), PNG);
-  assert.equal(readdirSync(path.join(r.folder, "data/media")).length, 1); // what the agent read is not shown
+  assert.equal(readdirSync(path.join(r.folder, ".data/media")).length, 1); // what the agent read is not shown
 
   const old = new Date(Date.now() - 3601 * 1000);
-  utimesSync(path.join(r.folder, "data/media", path.basename(link)), old, old);
+  utimesSync(path.join(r.folder, ".data/media", path.basename(link)), old, old);
   assert.equal((await fetch(here)).status, 404);
   for (const name of ["..%2fconversations.json", "x.png", `${"0".repeat(64)}.png`]) {
     assert.equal((await fetch(new URL(`/media/${name}`, r.url))).status, 404, name);
@@ -318,10 +325,125 @@ test("an answer that was not said before a crash is said after it, and the VM is
 
 test("an odd event harms nobody", async () => {
   const r = await start();
-  const odd = [{}, { message: null }, { message: { content: [null, 7, { type: "tool_use" }, { type: "tool_result", content: "x" }] } }];
+  const screenshot = call("mcp__playwright__browser_take_screenshot", "t1");
+  const returned = [null, { type: "image" }, { type: "image", source: { data: 7 } }];
+  const odd = [
+    {},
+    { message: null },
+    { message: { content: [null, 7, { type: "tool_use" }, { type: "tool_result", content: "x" }] } },
+    screenshot,
+    { message: { content: [{ type: "tool_result", tool_use_id: "t1", content: returned }] } },
+  ];
   r.vm.onCommand = ({ respond }) => respond({ status: "success", result: "well" }, ...odd);
   await r.say("hello");
   await eventually("it is answered", () => r.twilio.said.at(-1)?.body === "well");
+  assert.equal(r.vm.requests.length, 1);
+});
+
+test("what a person hears while the relay tries is no flood, and comes before the answer", async () => {
+  const r = await start();
+  r.twilio.delayMS = 300;
+  r.vm.onCommand = ({ body, respond, refuse, breakOff }) => {
+    const tries = r.vm.requests.length;
+    if (tries > 20) respond({ status: "success", result: body.command });
+    else if (tries % 2 === 0) refuse(502, "<html>Bad Gateway</html>");
+    else breakOff();
+  };
+  await r.say("hello");
+  await r.reads("The machine is restarting. I keep trying.", "hello");
+
+  r.vm.onCommand = ({ refuse }) => refuse(400, JSON.stringify({ status: "rejected", error: { code: "invalid_request", message: "bad" } }));
+  await r.say("this can't be sent");
+  await r.reads("The machine is restarting. I keep trying.", "hello", "That can't be sent: bad");
+});
+
+test("what a proxy refuses is tried again, whatever it looks like", async () => {
+  const r = await start();
+  const odd = [() => [403, '{"error":"nope"}'], () => [403, '{"error":{}}'], () => [404, "<html>"], () => [200, "<html>"], () => [200, "null"]];
+  r.vm.onCommand = ({ respond, refuse }) => {
+    const [status, body] = odd.shift()?.() ?? [];
+    if (status) refuse(Number(status), String(body));
+    else respond({ status: "success", result: "well" });
+  };
+  await r.say("hello");
+  await r.reads("The machine is restarting. I keep trying.", "well");
+});
+
+test("stop ends a wait of any length, and a wait is no longer than a minute", async () => {
+  const r = await start();
+  r.vm.onCommand = ({ refuse }) => refuse(429, "{}", { "Retry-After": "9999999999" });
+  const id = await r.say("hello");
+  await eventually("it waits", () => r.twilio.said.length === 1);
+  r.vm.onCommand = ({ respond }) => respond({ status: "canceled", result: "", error: { code: "stopped", message: "m" } });
+  await r.say("halt");
+  await eventually("it is answered", () => r.twilio.said.length === 3);
+  assert.deepEqual(r.vm.stops.includes(id), true);
+  assert.equal(r.vm.requests.length, 2);
+});
+
+test("stop stops although the disk is full, and what waits is never sent", async () => {
+  const r = await start();
+  r.vm.onCommand = () => {};
+  const id = await r.say("hello");
+  await r.say("next");
+  await eventually("the VM has it", () => r.vm.requests.length === 1);
+  const open = path.join(r.folder, ".data/open");
+  renameSync(open, `${open}.away`); // nothing can be written there
+  const { status } = await r.twilio.say(r.url, { from: ANN, text: "stop" });
+  assert.equal(status, 500); // so that Twilio delivers it again
+  await eventually("the VM is told", () => r.vm.stops.includes(id));
+  renameSync(`${open}.away`, open);
+});
+
+test("a file that is broken keeps nobody from starting, and nobody else's message from its answer", async () => {
+  const r = await start();
+  await r.kill();
+  writeFileSync(path.join(r.folder, ".data/open/SM1.json"), "");
+  writeFileSync(path.join(r.folder, ".data/conversations.json"), "{");
+  await r.launch();
+  await r.say("hello");
+  await eventually("it is answered", () => r.twilio.said.at(-1)?.body === "hello!");
+  assert.match(r.log, /SM1\.json\.bad/);
+});
+
+test("a reply that Twilio refuses for the account's sake waits for that to be mended", async () => {
+  const r = await start();
+  r.twilio.refusal = 401;
+  await r.say("hello");
+  await eventually("it is told", () => /no such number/.test(r.log));
+  r.twilio.refusal = 0;
+  await r.reads("hello!");
+});
+
+test("nobody is anybody by a name that JavaScript knows", async () => {
+  const r = await start();
+  for (const from of ["__proto__", "constructor", "toString"]) await r.say("hello", { from });
+  await eventually("all are told", () => r.twilio.said.length === 3);
+  assert.ok(r.twilio.said.every(({ body }) => body === "I don't know this number."));
+});
+
+test("people.json is checked at the start", async () => {
+  const r = await start();
+  await r.kill();
+  writeFileSync(path.join(r.folder, "people.json"), JSON.stringify({ [ANN]: { url: "nowhere" } }));
+  await r.launch().catch(() => {});
+  assert.match(r.log, /needs a url and a token/);
+});
+
+test("what was sent late by a clock that goes back keeps its order", async () => {
+  const r = await start();
+  await r.kill();
+  const message = { from: ANN, to: "whatsapp:+15550199", media: [], screenshots: [] };
+  const save = (/** @type {string} */ id, /** @type {number} */ place) =>
+    writeFileSync(path.join(r.folder, `.data/open/${id}.json`), JSON.stringify({ ...message, id, place, text: id }));
+  save("SM1", Date.now() + 3_600_000);
+  r.vm.onCommand = () => {};
+  await r.launch();
+  await r.say("SM2");
+  await r.kill();
+  r.vm.onCommand = ({ body, respond }) => respond({ status: "success", result: body.command });
+  await r.launch();
+  await r.reads("SM1", "SM2");
 });
 
 test("an answer is said in words, limits with the time until they end", () => {
@@ -329,7 +451,7 @@ test("an answer is said in words, limits with the time until they end", () => {
   /** @param {any} answer */
   const said = (answer) => words(answer, now);
   const failed = (/** @type {string} */ code, retry_at = "") => said({ status: "failed", result: "", error: { code, message: "m", ...(retry_at && { retry_at }) } });
-  assert.equal(said({ status: "success", result: "" }), "Done.");
+  assert.equal(said({ status: "success", result: "\n" }), "Done.");
   assert.match(said({ status: "success", result: "done", background_stopped: true }), /^done\n\n.*background/);
   assert.match(said({ status: "timeout", result: "half", error: { code: "timeout", message: "m" } }), /too long[^]*The last I said: half/);
   assert.match(said({ status: "canceled", result: "", error: { code: "stopped", message: "m" } }), /^I stopped/);
@@ -347,8 +469,8 @@ test("an answer is said in words, limits with the time until they end", () => {
 
 test("a long answer is split where it hurts least, at 1,600 characters at most", () => {
   assert.deepEqual(split("short"), ["short"]);
-  const paragraphs = split(`${"a".repeat(1000)}\n\n${"b ".repeat(700)}`);
-  assert.deepEqual(paragraphs.map((part) => part[0] + part.length), ["a1000", "b1400"]);
+  const paragraphs = split(`${"a".repeat(1000)}\n\n${"b ".repeat(700)}\n\n`);
+  assert.deepEqual(paragraphs.map((part) => part[0] + part.length), ["a1000", "b1399"]);
   const wide = split("😀".repeat(2001));
   assert.equal(wide.join(""), "😀".repeat(2001));
   assert.ok(wide.every((part) => part.length <= 1600 && part.isWellFormed()));

@@ -25,6 +25,25 @@ function needed(name) {
   process.exit(1);
 }
 
+/** Who may write, and the VM of each. @param {string} file @returns {Map<string, import("./vm.js").Machine>} */
+function readPeople(file) {
+  const people = Object.entries(JSON.parse(readFileSync(file, "utf8")));
+  for (const [name, machine] of people) {
+    if (URL.canParse(machine?.url) && typeof machine.token === "string") continue;
+    console.error(`relay: ${file}: ${JSON.stringify(name)} needs a url and a token: see people.example.json`);
+    process.exit(1);
+  }
+  return new Map(people);
+}
+
+/** @param {"PROGRESS_SECONDS" | "RETRY_SECONDS"} name */
+function milliseconds(name) {
+  const seconds = Number(env[name]);
+  if (seconds >= 0) return 1000 * seconds;
+  console.error(`relay: cannot use ${name}=${JSON.stringify(env[name])}: give a number of seconds`);
+  process.exit(1);
+}
+
 const account = { sid: needed("TWILIO_ACCOUNT_SID"), token: needed("TWILIO_AUTH_TOKEN"), api: env.TWILIO_API };
 const publicURL = needed("PUBLIC_URL").replace(/\/+$/, "");
 const store = new Store(env.DATA);
@@ -32,9 +51,9 @@ const relay = new Relay({
   account,
   publicURL,
   store,
-  people: JSON.parse(readFileSync(env.PEOPLE, "utf8")),
-  progressMS: 1000 * Number(env.PROGRESS_SECONDS),
-  retryMS: 1000 * Number(env.RETRY_SECONDS),
+  people: readPeople(env.PEOPLE),
+  progressMS: milliseconds("PROGRESS_SECONDS"),
+  retryMS: milliseconds("RETRY_SECONDS"),
 });
 
 /** Only Twilio, which knows the account's token, can sign a form. @type {express.RequestHandler} */
@@ -49,13 +68,14 @@ const isTwilio = (request, response, next) => {
 const app = express();
 app.disable("x-powered-by");
 app.post("/whatsapp", express.urlencoded({ extended: false, limit: "64kb" }), isTwilio, (request, response) => {
-  if (!relay.take(request.body)) return void response.sendStatus(400);
+  const isReceipt = "MessageStatus" in request.body; // of what the relay sent
+  if (!isReceipt && !relay.take(request.body)) return void response.sendStatus(400);
   response.type("text/xml").send("<Response/>"); // an agent takes longer than Twilio waits
 });
 app.get("/media/:name", (request, response) => {
-  const picture = store.picture(request.params.name);
-  if (!picture) return void response.sendStatus(404);
-  response.set("X-Content-Type-Options", "nosniff").sendFile(picture);
+  const { name } = request.params;
+  if (!store.has(name)) return void response.sendStatus(404);
+  response.set("X-Content-Type-Options", "nosniff").sendFile(name, { root: store.media });
 });
 app.use(
   /** @param {any} error @param {express.Request} _request @param {express.Response} response @param {express.NextFunction} _next */

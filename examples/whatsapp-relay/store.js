@@ -28,16 +28,21 @@ export class Store {
   /** @param {string} folder */
   constructor(folder) {
     this.folder = path.resolve(folder);
+    this.media = this.#path("media");
     for (const name of ["open", "done", "media"]) fs.mkdirSync(this.#path(name), { recursive: true, mode: 0o700 });
-    /** @type {Record<string, string>} session_id by sender */
-    this.conversations = readJSON(this.#path("conversations.json")) ?? {};
+    /** @type {Map<string, string>} session_id by sender */
+    this.conversations = new Map(readJSON(this.#path("conversations.json")));
+    this.#prune();
   }
 
   /** The messages that a crash left open, in the order in which they came. */
   open() {
-    const names = fs.readdirSync(this.#path("open")).filter((name) => name.endsWith(".json"));
     /** @type {Message[]} */
-    const messages = names.map((name) => readJSON(this.#path("open", name)));
+    const messages = [];
+    for (const name of fs.readdirSync(this.#path("open"))) {
+      const message = name.endsWith(".json") && readJSON(this.#path("open", name));
+      if (message) messages.push(message);
+    }
     return messages.sort((a, b) => a.place - b.place);
   }
 
@@ -55,16 +60,15 @@ export class Store {
   close(message) {
     this.#write("", "done", message.id);
     fs.rmSync(this.#path("open", `${message.id}.json`));
-    this.#prune("done", 24 * HOUR);
-    this.#prune("media", HOUR);
+    this.#prune();
   }
 
   /** @param {string} sender @param {string} [session] none: the next message begins a new one */
   converse(sender, session) {
-    if (this.conversations[sender] === session) return;
-    if (session) this.conversations[sender] = session;
-    else delete this.conversations[sender];
-    this.#write(JSON.stringify(this.conversations), "conversations.json");
+    if (this.conversations.get(sender) === session) return;
+    if (session) this.conversations.set(sender, session);
+    else this.conversations.delete(sender);
+    this.#write(JSON.stringify([...this.conversations]), "conversations.json");
   }
 
   /** Keeps a picture under a name that nobody guesses. @param {Buffer} data @param {string} type */
@@ -74,12 +78,9 @@ export class Store {
     return name;
   }
 
-  /** The path of a picture that is at most an hour old. @param {string} name */
-  picture(name) {
-    if (!/^[0-9a-f]{64}\.(png|jpg)$/.test(name)) return;
-    const file = this.#path("media", name);
-    const kept = fs.statSync(file, { throwIfNoEntry: false });
-    if (kept && Date.now() - kept.mtimeMs < HOUR) return file;
+  /** Whether there is a picture by that name, at most an hour old. @param {string} name */
+  has(name) {
+    return /^[0-9a-f]{64}\.(png|jpg)$/.test(name) && ageOf(path.join(this.media, name)) < HOUR;
   }
 
   /** @param {string[]} names */
@@ -94,17 +95,30 @@ export class Store {
     fs.renameSync(`${file}.new`, file);
   }
 
-  /** @param {string} folder @param {number} age */
-  #prune(folder, age) {
-    for (const name of fs.readdirSync(this.#path(folder))) {
-      const file = this.#path(folder, name);
-      const kept = fs.statSync(file, { throwIfNoEntry: false });
-      if (kept && Date.now() - kept.mtimeMs > age) fs.rmSync(file, { force: true });
+  #prune() {
+    const ages = { done: 24 * HOUR, media: HOUR };
+    for (const [folder, age] of Object.entries(ages)) {
+      for (const name of fs.readdirSync(this.#path(folder))) {
+        const file = this.#path(folder, name);
+        if (ageOf(file) > age) fs.rmSync(file, { force: true });
+      }
     }
   }
 }
 
-/** @param {string} file */
+/** In milliseconds; of what isn't there Infinity. @param {string} file */
+function ageOf(file) {
+  const kept = fs.statSync(file, { throwIfNoEntry: false });
+  return kept ? Date.now() - kept.mtimeMs : Infinity;
+}
+
+/** What a file holds, if it is whole; else it is put aside. @param {string} file */
 function readJSON(file) {
-  return fs.existsSync(file) ? JSON.parse(fs.readFileSync(file, "utf8")) : undefined;
+  if (!fs.existsSync(file)) return;
+  try {
+    return JSON.parse(fs.readFileSync(file, "utf8"));
+  } catch (error) {
+    console.error(`relay: cannot read ${file}, which is ${file}.bad now:`, error);
+    fs.renameSync(file, `${file}.bad`);
+  }
 }

@@ -1,78 +1,31 @@
-// One person's VM: a command with its key, and what comes of one try to send it.
-import { setTimeout as sleep } from "node:timers/promises";
+// What a person's VM is asked, and what it says.
 
 /**
  * @typedef {import("./api.d.ts").components["schemas"]} Schemas
+ * @typedef {{url: string, token: string}} Machine
  * @typedef {{name: string, data: any}} Event
- * @typedef {object} Outcome what came of one try
+ * @typedef {object} Outcome what came of one try to send a command
  * @property {Schemas["Answer"]} [answer] the one answer
- * @property {Schemas["Rejection"]["error"]} [refusal] which the same request would get again
+ * @property {Schemas["Refusal"]} [refusal] which the same request would get again
  * @property {string} [why] there is neither yet: a word for the person who waits
  * @property {number} [seconds] after which to try again, where the VM says so
  */
 
-export class VM {
-  /** @param {{url: string, token: string}} machine @param {number} retryMS */
-  constructor({ url, token }, retryMS) {
-    this.url = `${url.replace(/\/+$/, "")}/command`;
-    this.token = token;
-    this.retryMS = retryMS;
-  }
+const MAX_EVENT = 32 * 1024 * 1024; // characters; a line of the CLI has half of it at most
 
-  /**
-   * Sends a command, or joins it; it runs or waits once it is accepted.
-   * @param {string} key
-   * @param {string} body
-   * @param {{onAccepted: () => unknown, onEvent: (event: Event) => void}} listener
-   * @returns {Promise<Outcome>}
-   */
-  async send(key, body, { onAccepted, onEvent }) {
-    let response;
-    try {
-      response = await this.#fetch("POST", key, body);
-    } catch {
-      return { why: "The machine is not up yet. I keep trying." };
-    }
-    if (response.status !== 200) return refused(response);
-    onAccepted();
-    try {
-      for await (const event of events(response)) {
-        if (event.name !== "response") onEvent(event);
-        else if (event.data.error?.code === "shutting_down") return { why: "The machine is restarting. I begin again then." };
-        else return { answer: event.data };
-      }
-    } catch {
-      // It broke off: the command goes on.
-    }
-    return { why: "The connection broke. I ask again." };
-  }
-
-  /** Stops a command: whether there was one, or undefined if nobody can say. @param {string} key */
-  async stop(key) {
-    const response = await this.#fetch("DELETE", key).catch(() => undefined);
-    if (response?.status === 202) return true;
-    if (response?.status === 404) return false;
-  }
-
-  /** @param {number} [seconds] */
-  async pause(seconds) {
-    await sleep(seconds ? 1000 * seconds : this.retryMS);
-  }
-
-  /** @param {string} method @param {string} key @param {string} [body] */
-  #fetch(method, key, body) {
-    const headers = {
-      Accept: "text/event-stream",
-      Authorization: `Bearer ${this.token}`,
-      "Content-Type": "application/json",
-      "Idempotency-Key": key,
-    };
-    return fetch(this.url, { method, headers, body });
-  }
+/** Sends or joins (POST) or stops (DELETE) a key's command. @param {"POST" | "DELETE"} method @param {Machine} machine @param {string} key @param {string} [body] */
+export function request(method, { url, token }, key, body) {
+  const headers = {
+    Accept: "text/event-stream",
+    Authorization: `Bearer ${token}`,
+    "Content-Type": "application/json",
+    "Idempotency-Key": key,
+  };
+  return fetch(`${url.replace(/\/+$/, "")}/command`, { method, headers, body });
 }
 
 /** What a status other than 200 means. @param {Response} response @returns {Promise<Outcome>} */
-async function refused(response) {
+export async function refused(response) {
   /** @type {Schemas["Rejection"] | null} */
   const rejection = await response.json().catch(() => null);
   const error = rejection?.error;
@@ -84,21 +37,28 @@ async function refused(response) {
     console.error("relay: a VM refuses its token: see people.json");
     return { why: "The machine doesn't let me in; its owner has to look. I keep trying." };
   }
-  if (response.status >= 500 || !error) return { why: "The machine is restarting. I keep trying." }; // or a proxy's own error
-  return { refusal: error };
+  const isTheVMs = response.status < 500 && error?.code && error.message; // and no proxy's on the way
+  return isTheVMs ? { refusal: error } : { why: "The machine is restarting. I keep trying." };
 }
 
-/** The events of a stream. @param {Response} response @returns {AsyncGenerator<Event>} */
-async function* events(response) {
-  if (!response.body) return;
-  let text = "";
-  for await (const chunk of response.body.pipeThrough(new TextDecoderStream())) {
-    let from = Math.max(0, text.length - 1); // before that there is no end
-    text += chunk;
-    for (let end; (end = text.indexOf("\n\n", from)) >= 0; from = 0) {
-      const name = /^event: (.*)$/m.exec(text.slice(0, end))?.[1];
-      const data = /^data: (.*)$/m.exec(text.slice(0, end))?.[1];
-      text = text.slice(end + 2);
+/** The events of a stream. It throws where that breaks off. @param {Response} response @returns {AsyncGenerator<Event>} */
+export async function* events(response) {
+  /** @type {string[]} */
+  let parts = []; // joined once an event is complete, as lines may be long
+  let size = 0;
+  for await (const chunk of response.body?.pipeThrough(new TextDecoderStream()) ?? []) {
+    const isComplete = ((parts.at(-1)?.slice(-1) ?? "") + chunk).includes("\n\n");
+    parts.push(chunk);
+    size += chunk.length;
+    if (size > MAX_EVENT) throw new Error("an event is too long");
+    if (!isComplete) continue;
+
+    const texts = parts.join("").split("\n\n");
+    const rest = texts.pop() ?? "";
+    [parts, size] = [[rest], rest.length];
+    for (const text of texts) {
+      const name = /^event: (.*)$/m.exec(text)?.[1];
+      const data = /^data: (.*)$/m.exec(text)?.[1];
       if (name && data) yield { name, data: JSON.parse(data) };
     }
   }

@@ -8,7 +8,7 @@ const GO_ON = 'Say "go on" to continue.';
 export function words(answer, now = Date.now()) {
   if (answer.status === "success") {
     const note = answer.background_stopped ? "\n\n(Something was still busy in the background; it ended with this answer.)" : "";
-    return (answer.result || "Done.") + note;
+    return (answer.result.trim() || "Done.") + note;
   }
   const soFar = answer.result ? `\n\nThe last I said: ${answer.result}` : "";
   return reason(answer, now) + soFar;
@@ -54,10 +54,15 @@ export function progress({ name, data }) {
     if (block.type !== "tool_use") continue;
     const { description, command, url = "" } = block.input ?? {};
     const tool = String(block.name);
-    if (tool === "Bash") return `⚙ ${description ?? command}`.slice(0, 120);
-    if (!tool.startsWith("mcp__playwright__")) return `⚙ ${tool}`.slice(0, 120);
-    return `🌐 ${tool.slice(17).replaceAll("_", " ")} ${url}`.trim().slice(0, 120);
+    if (tool === "Bash") return clip(`⚙ ${description ?? command}`);
+    if (!tool.startsWith("mcp__playwright__")) return clip(`⚙ ${tool}`);
+    return clip(`🌐 ${tool.slice(17).replaceAll("_", " ")} ${url}`.trim());
   }
+}
+
+/** @param {string} text */
+function clip(text) {
+  return [...text.slice(0, 200)].slice(0, 120).join(""); // whole characters
 }
 
 /** The parts of what the model or a tool said in an event. @param {any} line @returns {any[]} */
@@ -69,6 +74,7 @@ export function blocks(line) {
 /** A text in parts of WhatsApp's length, cut where it hurts least. @param {string} text @param {number} [limit] */
 export function split(text, limit = 1600) {
   const parts = [];
+  text = text.trim();
   while (text.length > limit) {
     const head = text.slice(0, limit + 1);
     const cuts = [head.lastIndexOf("\n\n"), head.lastIndexOf("\n"), head.lastIndexOf(" ")];
