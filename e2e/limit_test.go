@@ -22,7 +22,7 @@ func TestALimitIsToldWithItsEnd(t *testing.T) {
 	}{
 		{"a plan's limit", "429 rate_limit_error " + unified + " - limited", plan, "usage_limit", reset},
 		{"an exhausted balance", "400 invalid_request_error - Your credit balance is too low to access the Anthropic API.", key, "usage_limit", time.Time{}},
-		{"a plan whose API has too much to do", "429 rate_limit_error retry-after=600 - later", plan, "overloaded", time.Time{}},
+		{"a plan whose API has too much to do", "429 rate_limit_error retry-after=3600 - later", plan, "overloaded", reset},
 		{"429", "429 rate_limit_error - later", key, "overloaded", time.Time{}},
 		{"529", "529 overloaded_error - later", key, "overloaded", time.Time{}},
 		{"529 with Retry-After", "529 overloaded_error retry-after=1 - later", key, "overloaded", time.Now()},
