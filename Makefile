@@ -43,11 +43,11 @@ unit: tools
 	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
 
 relay:
-	scripts/setup-relay
+	scripts/npm-ci examples/whatsapp-relay
 	cd examples/whatsapp-relay && npm test
 
 e2e: build
-	scripts/setup-relay
+	scripts/npm-ci examples/whatsapp-relay
 	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e
 
 bench: build

@@ -54,7 +54,6 @@ func (c *config) findKey(log *slog.Logger) error {
 	// The CLI prefers a gateway's token to a subscription's (measured).
 	c.bearer = cmp.Or(os.Getenv("ANTHROPIC_AUTH_TOKEN"), os.Getenv("CLAUDE_CODE_OAUTH_TOKEN"))
 	hasSecret := c.apiKey != "" || c.bearer != ""
-	c.keyWithheld = c.KeyProxy
 	c.keyProxied = c.KeyProxy && hasSecret && !usesCloud()
 
 	_, err := os.Stat(c.agent.settings + "/.credentials.json")

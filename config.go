@@ -43,9 +43,9 @@ type config struct {
 	apiKey string
 	bearer string // a subscription's or a gateway's token, which the CLI may send beside the key
 
-	// KeyProxy is what was asked for; these are what is in effect.
-	keyProxied  bool // the agent works by the key proxy
-	keyWithheld bool // the agent doesn't get the secrets, whether it has a proxy for them or needs none
+	// With KeyProxy the agent doesn't get the secrets; keyProxied says whether it has a
+	// proxy for them, or needs none.
+	keyProxied bool
 }
 
 // maxBody is what the CLI surely takes: it refuses more than 10 MB (measured),

@@ -116,7 +116,7 @@ func (l *launcher) environment(placeholder string) []string {
 		isSecret := slices.Contains(secrets, name)
 		switch {
 		case isOurs:
-		case !isSecret || !l.cfg.keyWithheld:
+		case !isSecret || !l.cfg.KeyProxy:
 			env = append(env, entry)
 		case l.cfg.keyProxied && value != "":
 			env = append(env, name+"="+placeholder)

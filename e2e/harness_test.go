@@ -254,9 +254,16 @@ func (v *vm) stop() {
 
 func (v *vm) eventually(what string, condition func() bool) {
 	v.t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !condition(); time.Sleep(20 * time.Millisecond) {
+	eventually(v.t, what, condition, func() string { return "the server's log:\n" + v.log.String() })
+}
+
+// eventually polls, and when nothing comes of it within a minute fails the test, with
+// what tells why.
+func eventually(t testing.TB, what string, condition func() bool, why func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			v.t.Fatalf("it never came that %s; the server's log:\n%s", what, v.log)
+			t.Fatalf("it never came that %s; %s", what, why())
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -12,7 +13,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 )
 
 // relay is examples/whatsapp-relay, between a Twilio on loopback and servers.
@@ -192,9 +192,7 @@ func (r *relay) fetch(link string) (kind string, data []byte) {
 
 func (r *relay) eventually(what string, condition func() bool) {
 	r.t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			r.t.Fatalf("it never came that %s; what was said: %+v; the relay's log:\n%s", what, r.heard(), r.log)
-		}
-	}
+	eventually(r.t, what, condition, func() string {
+		return fmt.Sprintf("what was said: %+v; the relay's log:\n%s", r.heard(), r.log)
+	})
 }

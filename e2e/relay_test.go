@@ -74,13 +74,21 @@ func TestTheRelayStopsWhatRunsAndWhatWaits(t *testing.T) {
 	}
 }
 
-func TestTheRelayTellsHowLongItTakes(t *testing.T) {
-	v := startRelayed(t, "VM_QUEUE=0", "VM_TIMEOUT=30s")
+// startCrowded starts a server that works for ann, and has no place in its queue for
+// ben, whose command is tried again and again.
+func startCrowded(t *testing.T, env ...string) (*vm, *relay) {
+	t.Helper()
+	v := startRelayed(t, append(env, "VM_QUEUE=0")...)
 	r := startRelay(t, map[string]string{ann: v.url, ben: v.url})
 	r.say(ann, untilGo)
 	r.reads(ann, "⚙")
 	r.say(ben, "ben's turn")
 	r.reads(ben, "I have too much to do just now")
+	return v, r
+}
+
+func TestTheRelayTellsHowLongItTakes(t *testing.T) {
+	v, r := startCrowded(t, "VM_TIMEOUT=30s")
 	v.letGo()
 	r.readsOnce(ann, "it went on")
 	r.readsOnce(ben, "ben's turn")
@@ -90,12 +98,7 @@ func TestTheRelayTellsHowLongItTakes(t *testing.T) {
 
 // What is stopped while it is tried again is not begun.
 func TestTheRelayDoesNotBeginWhatWasStopped(t *testing.T) {
-	v := startRelayed(t, "VM_QUEUE=0")
-	r := startRelay(t, map[string]string{ann: v.url, ben: v.url})
-	r.say(ann, untilGo)
-	r.reads(ann, "⚙")
-	r.say(ben, "ben's turn")
-	r.reads(ben, "I have too much to do just now")
+	v, r := startCrowded(t)
 	r.say(ben, "stop")
 	v.letGo()
 	r.readsOnce(ann, "it went on")

@@ -35,7 +35,7 @@ class FakeTwilio {
   media = new Map();
   failures = 0; // how many replies are still to fail
   refusal = 0; // the status that every reply gets, if any
-  delayMS = 0; // of every reply
+  delayMS = 0; // of the next reply
 
   constructor() {
     const app = (this.app = express());
@@ -54,7 +54,9 @@ class FakeTwilio {
       response.type(medium.type).send(Buffer.from(medium.data, "base64"));
     });
     app.post("/2010-04-01/Accounts/:sid/Messages.json", express.urlencoded({ extended: false }), async (request, response) => {
-      await sleep(this.delayMS);
+      const delay = this.delayMS;
+      this.delayMS = 0;
+      await sleep(delay);
       const { To: to, Body: body = "", MediaUrl: media } = request.body;
       if (!body.trim() && !media) return void response.status(400).json({ status: 400, message: "a message needs a body" });
       if (body.length > 1600) return void response.status(400).json({ status: 400, message: "the body is too long" });
