@@ -69,21 +69,26 @@ func TestAPlaceholderStandsForWhatItsHeaderIsFor(t *testing.T) {
 	tests := []struct {
 		name           string
 		hasKey         bool
+		hasNoToken     bool
 		header         []string
 		status         int
 		apiKey, bearer string // that the API sees
 	}{
-		{"the token", false, []string{asToken}, 200, "", token},
-		{"the token, beside a key of the agent's own", false,
+		{"the token", false, false, []string{asToken}, 200, "", token},
+		{"the token, beside a key of the agent's own", false, false,
 			[]string{asToken, "X-Api-Key: mine"}, 200, "", token},
-		{"both", true, []string{asKey, asToken}, 200, key, token},
-		{"the key, beside a token of the agent's own", true,
+		{"both", true, false, []string{asKey, asToken}, 200, key, token},
+		{"the key, beside a token of the agent's own", true, false,
 			[]string{asKey, "Authorization: Bearer mine"}, 200, key, ""},
-		{"the token, where there is a key too", true, []string{asToken}, 200, "", token},
-		{"as the key that there is none of", false, []string{asKey}, 403, "", ""},
-		{"as a password", true, []string{"Authorization: Basic " + presentPlaceholder}, 403, "", ""},
-		{"without the scheme", true, []string{"Authorization: " + presentPlaceholder}, 403, "", ""},
-		{"a token of the agent's own", true, []string{"Authorization: Bearer mine"}, 403, "", ""},
+		{"the token, where there is a key too", true, false, []string{asToken}, 200, "", token},
+		{"as the key that there is none of", false, false, []string{asKey}, 403, "", ""},
+		{"as the token that there is none of", true, true, []string{asToken}, 403, "", ""},
+		{"as a password", true, false,
+			[]string{"Authorization: Basic " + presentPlaceholder}, 403, "", ""},
+		{"without the scheme", true, false,
+			[]string{"Authorization: " + presentPlaceholder}, 403, "", ""},
+		{"a token of the agent's own", true, false,
+			[]string{"Authorization: Bearer mine"}, 403, "", ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -94,6 +99,9 @@ func TestAPlaceholderStandsForWhatItsHeaderIsFor(t *testing.T) {
 			p.cfg.bearer = strings.TrimPrefix(token, "Bearer ")
 			if !test.hasKey {
 				p.cfg.apiKey = ""
+			}
+			if test.hasNoToken {
+				p.cfg.bearer = ""
 			}
 
 			status, _ := p.sendOnly(t, "POST /v1/messages", test.header...)

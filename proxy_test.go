@@ -192,6 +192,33 @@ func TestTheAgentGetsAPlaceholder(t *testing.T) {
 	}
 }
 
+func TestTheAgentHasAPlaceholderForEachSecretAndTheControlHasThem(t *testing.T) {
+	t.Parallel()
+	for proxied, holds := range map[string]string{"true": "placeholder-", "false": "real-"} {
+		t.Run("VM_KEY_PROXY="+proxied, func(t *testing.T) {
+			t.Parallel()
+			env := []string{"VM_KEY_PROXY=" + proxied, "ANTHROPIC_BASE_URL=http://127.0.0.1:1"}
+			for _, name := range secrets {
+				env = append(env, name+"=real-"+name)
+			}
+			s := startServer(t, env...)
+			got := "\n" + strings.Join(s.describe("").Env, "\n")
+			for _, name := range secrets {
+				if !strings.Contains(got, "\n"+name+"="+holds) {
+					t.Errorf("the agent's %s is not %s…:\n%s", name, holds, got)
+				}
+				isTold := strings.Contains(s.stderr.String(), "variable="+name)
+				if isTold != (proxied == "false") {
+					t.Errorf("the log tells of %s: %v", name, isTold)
+				}
+			}
+			if isReal := strings.Contains(got, "real-"); isReal != (proxied == "false") {
+				t.Errorf("the agent has a secret: %v", isReal)
+			}
+		})
+	}
+}
+
 // The controls of the placeholder: the key is passed through where the proxy is
 // off, and the log tells what else the agent can read.
 func TestWhatCannotBeKeptFromTheAgentIsPassedThroughAndTold(t *testing.T) {
