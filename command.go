@@ -124,10 +124,10 @@ func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
 // left and all output is read, or when processes could not be cleared away.
 func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
 	defer a.release()
-	// Not before: a waiting one needs no key (measured).
+	// Not before: a waiting one needs no key (measured), and a hook of its gets no git.
 	l := &lease{placeholder: a.placeholder, stop: a.stop}
-	c.proxy.allow(l)
-	defer c.proxy.allow(nil)
+	end := c.proxy.lend(l)
+	defer end()
 	unwatch := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
 	defer unwatch()
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -36,6 +35,9 @@ type config struct {
 	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
 	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
 	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN or ANTHROPIC_AUTH_TOKEN set: the agent gets a placeholder and a loopback base URL, the server alone holds the secret"`
+	GitToken      string        `split_words:"true" desc:"token, or user:token, for git over https at VM_GIT_HOST, which the server uses in the agent's stead"`
+	GitTokenFile  string        `split_words:"true" desc:"file to read that token from"`
+	GitHost       string        `split_words:"true" default:"github.com" desc:"host that VM_GIT_TOKEN is for"`
 	Warm          bool          `default:"true" desc:"keeps the next CLI started and waiting, so that an answer does not pay for its start-up"`
 
 	agent  account
@@ -68,7 +70,8 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	}
 
 	steps := []func(*slog.Logger) error{
-		c.readToken,
+		c.readTokens,
+		c.checkGit,
 		c.checkNumbers,
 		c.checkAddr,
 		c.findUser,
@@ -86,37 +89,45 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	return c, nil
 }
 
-// readToken takes the token from its file, if it has one, and the white space off
-// that such files end with. A blank token is none, and a mistake.
-func (c *config) readToken(*slog.Logger) error {
-	source := "VM_TOKEN"
-	if c.TokenFile != "" {
-		source = "VM_TOKEN_FILE"
-		if c.Token != "" {
-			return errors.New("cannot use VM_TOKEN_FILE: VM_TOKEN is set too; unset one of them")
+func (c *config) readTokens(*slog.Logger) (err error) {
+	c.Token, err = readToken("VM_TOKEN", c.Token, c.TokenFile)
+	if err == nil {
+		c.GitToken, err = readToken("VM_GIT_TOKEN", c.GitToken, c.GitTokenFile)
+	}
+	return err
+}
+
+// readToken takes a token from its file, if it has one, and the white space off that
+// such files end with. A blank token is none, and a mistake.
+func readToken(name, token, file string) (string, error) {
+	source := name
+	if file != "" {
+		source = name + "_FILE"
+		if token != "" {
+			return "", fmt.Errorf("cannot use %s: %s is set too; unset one of them", source, name)
 		}
-		data, err := os.ReadFile(c.TokenFile)
+		data, err := os.ReadFile(file)
 		if err != nil {
-			return fmt.Errorf("cannot use VM_TOKEN_FILE: %w; put the token in it", err)
+			return "", fmt.Errorf("cannot use %s: %w; put the token in it", source, err)
 		}
-		c.Token = string(data)
-		if strings.TrimSpace(c.Token) == "" {
-			return errors.New("cannot use VM_TOKEN_FILE: it is empty; put the token in it")
+		token = string(data)
+		if strings.TrimSpace(token) == "" {
+			return "", fmt.Errorf("cannot use %s: it is empty; put the token in it", source)
 		}
 	}
-	if c.Token == "" {
-		return nil
+	if token == "" {
+		return "", nil
 	}
 
-	c.Token = strings.TrimSpace(c.Token)
-	if c.Token == "" {
-		return errors.New("cannot use VM_TOKEN: it is blank; set a token, or unset it")
+	token = strings.TrimSpace(token)
+	if token == "" {
+		return "", fmt.Errorf("cannot use %s: it is blank; set a token, or unset it", name)
 	}
-	if strings.ContainsFunc(c.Token, unicode.IsControl) {
-		return fmt.Errorf("cannot use %s: no client can send a token with a control character; "+
+	if strings.ContainsFunc(token, unicode.IsControl) {
+		return "", fmt.Errorf("cannot use %s: no client can send a token with a control character; "+
 			"put it on one line", source)
 	}
-	return nil
+	return token, nil
 }
 
 // longest is so long that no sum of durations overflows.

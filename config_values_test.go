@@ -19,10 +19,10 @@ import (
 // config_test.go has a case of each kind; here are the edges between the two.
 
 // refusedStart is what a server that doesn't start says.
-func refusedStart(t *testing.T, env string) string {
+func refusedStart(t *testing.T, env ...string) string {
 	t.Helper()
 	var output syncBuffer
-	cmd := serverCommand(t, env)
+	cmd := serverCommand(t, env...)
 	cmd.Stderr = &output
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -78,9 +78,12 @@ if [ -n "$user" ]; then
 	if [ -d /home/.claude ] && [ ! -d "$home/.claude" ]; then
 		say "/home holds what was in /home/node: mount that volume at /home/node, as before, or move all that is node's into a folder node in it"
 	fi
-	if [ -n "${VM_TOKEN_FILE:-}" ] && as_agent test -r "$VM_TOKEN_FILE"; then
-		say "the agent can read VM_TOKEN_FILE: make it root's with mode 0400"
-	fi
+	for name in VM_TOKEN_FILE VM_GIT_TOKEN_FILE; do
+		eval "file=\${$name:-}"
+		if [ -n "$file" ] && as_agent test -r "$file"; then
+			say "the agent can read $name: make it root's with mode 0400"
+		fi
+	done
 fi
 
 # Three capabilities are enough: to become the agent's user, and to end its

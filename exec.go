@@ -134,6 +134,9 @@ func (l *launcher) environment(placeholder string) []string {
 			env = append(env, name+"=127.0.0.1,"+os.Getenv(name))
 		}
 	}
+	if l.cfg.GitToken != "" {
+		env = append(env, l.cfg.gitEnvironment(l.proxyURL, placeholder)...)
+	}
 	return env
 }
 

@@ -88,6 +88,7 @@ func (h *handler) describe(state map[string]any) {
 	state["queued"] = max(0, length-1)
 	state["version"] = version
 	state["key_proxy"] = h.cfg.keyProxied
+	state["git_token"] = h.cfg.GitToken != ""
 	state["warm"] = h.keeper.state()
 	h.health.describe(state)
 

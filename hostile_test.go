@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -180,6 +181,15 @@ func hostileClaude() {
 			`"message":{"content":[{"type":"text","text":"Not logged in"}]}}`)
 		emit(`{"type":"result","subtype":"success","is_error":true,"result":"Not logged in"}`)
 		os.Exit(1)
+	case "asks-the-api":
+		request, _ := http.NewRequest("GET", os.Getenv("ANTHROPIC_BASE_URL")+"/v1/models", nil)
+		request.Header.Set("X-Api-Key", os.Getenv("ANTHROPIC_API_KEY"))
+		response, err := http.DefaultClient.Do(request)
+		if err != nil {
+			panic(err)
+		}
+		result(response.Status)
+		return
 	case "reports-an-error":
 		emit(`{"type":"result","subtype":"success","is_error":true,"result":"API Error: 529 overloaded"}`)
 		os.Exit(1)

@@ -48,17 +48,17 @@ func serveAs(role string) error {
 type keyring struct{ proxy *keyProxy }
 
 func newKeyring(key string, api *url.URL) (keyring, http.Handler) {
-	k := keyring{newKeyProxy(&config{apiKey: key, api: api}, slog.New(slog.DiscardHandler))}
+	k := keyring{newKeyProxy(&config{keyProxied: true, apiKey: key, api: api}, slog.New(slog.DiscardHandler))}
 	return k, k.proxy
 }
 
 // issue lets an agent that isn't there use the key; stop is told why it must end.
 func (k keyring) issue(placeholder string, stop context.CancelCauseFunc) {
-	k.proxy.allow(&lease{placeholder: placeholder, stop: stop})
+	k.proxy.lend(&lease{placeholder: placeholder, stop: stop})
 }
 
 // void lets no agent use the key.
-func (k keyring) void() { k.proxy.allow(nil) }
+func (k keyring) void() { k.proxy.lend(&lease{})() }
 
 // replyTo answers a client, which accepts a type, as soon as the response is
 // sent to the channel.

@@ -1,8 +1,8 @@
 // vm-server answers POST /command by running Claude Code, and leaves no process
 // behind. README.md says how to use it.
 //
-// To read it, follow a command: config.go (and environ.go, api.go, paths.go,
-// account.go, which it calls), listener.go, handler.go, request.go,
+// To read it, follow a command: config.go (and environ.go, api.go, git.go,
+// paths.go, account.go, which it calls), listener.go, handler.go, request.go,
 // queue.go, command.go, spare.go, exec.go and sweep.go; and back with what it came
 // to: lines.go, transcript.go, reply.go.
 package main
@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"os"
@@ -51,6 +52,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 			"vm-server is set by environment variables, -h lists them", flag)
 	}
 
+	stdlog.SetOutput(io.Discard)   // net/http quotes there what a server sends unasked
 	debug.SetMemoryLimit(32 << 20) // collect garbage early: the agent needs the memory
 	log, refusals, sink := newLog(stderr)
 	defer sink.flush()
@@ -88,7 +90,7 @@ func (s *server) serve(ctx context.Context) error {
 	var group actors.Group
 	s.addSignals(&group, ctx, signals)
 	s.addWeb(&group, listener, signals)
-	if s.cfg.keyProxied {
+	if s.cfg.keyProxied || s.cfg.GitToken != "" {
 		err := s.addProxy(&group)
 		if err != nil {
 			return err
@@ -193,6 +195,8 @@ func (s *server) logStart(listener net.Listener) {
 		"version", version,
 		"token", s.cfg.Token != "",
 		"key_proxy", s.cfg.keyProxied,
+		"git_token", s.cfg.GitToken != "",
+		"git_host", s.cfg.GitHost,
 		"claude", s.cfg.Claude,
 		"workspace", s.cfg.Workspace,
 		"user", s.cfg.User,

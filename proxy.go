@@ -5,44 +5,89 @@ import (
 	"crypto/subtle"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"slices"
-	"strings"
+	"regexp"
 	"sync"
 	"sync/atomic"
 	"time"
 )
 
-// The key proxy lets the agent use the model's API without the key or the token: its
-// requests come to a loopback port with a placeholder, its own and void after its
-// command, and leave with the secret. What holds here is all that keeps the secrets:
-// the placeholder is compared before anything else, only the routes are let through,
-// and no answer of the proxy's own repeats what was sent.
+// The key proxy lets the agent use the model's API and the git host without their
+// secrets: its requests come to a loopback port with a placeholder, its own and void
+// after its command, and leave with the secret (apiproxy.go, gitproxy.go). What holds
+// here is all that keeps the secrets: the placeholder is compared before anything
+// else, only the routes are let through, and no answer of the proxy's own repeats what
+// was sent.
 
-// route is a request that is let through: its method, and its path as it is sent,
-// before anything in it is decoded.
-type route struct{ method, path string }
-
-// routes are what the CLI asks for (measured), whatever the query. It does well
-// without HEAD /api/hello. Batches and files would outlive the command, and TRACE
-// may be answered with the key.
-var routes = []route{
-	{"POST", "/v1/messages"},
-	{"POST", "/v1/messages/count_tokens"}, // for large files and /context
-	{"GET", "/v1/models"},                 // by CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY
+// route is a request that is let through: to whom, its method, its target as it is
+// sent, before anything in it is decoded, and the type of its body, where an API may
+// have a path that ends like git's.
+type route struct {
+	to     string
+	method string
+	target *regexp.Regexp
+	kind   string
 }
 
-// lease is one agent's right to use the key.
+const (
+	toAPI = "the model's API"
+	toGit = "the git host"
+
+	query = `(\?.*)?`
+
+	// repository is the path of one: nothing in it is encoded, and no part is a step up.
+	repository = `(/\.{0,2}[A-Za-z0-9_~+@-][A-Za-z0-9._~+@-]*)+`
+
+	fetches = "application/x-git-upload-pack-request"
+	pushes  = "application/x-git-receive-pack-request"
+)
+
+// routes are what the CLI asks the API for (measured), and git's smart protocol
+// (gitprotocol-http(5)). The CLI does well without HEAD /api/hello. Batches and files
+// would outlive the command, and TRACE may be answered with the key.
+var routes = []route{
+	{toAPI, "POST", whole(`/v1/messages` + query), ""},
+	{toAPI, "POST", whole(`/v1/messages/count_tokens` + query), ""}, // for large files and /context
+	{toAPI, "GET", whole(`/v1/models` + query), ""},                 // by CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY
+
+	{toGit, "GET", whole(repository + `/info/refs\?service=git-(upload|receive)-pack`), ""},
+	{toGit, "POST", whole(repository + `/git-upload-pack`), fetches},
+	{toGit, "POST", whole(repository + `/git-receive-pack`), pushes},
+}
+
+func whole(pattern string) *regexp.Regexp { return regexp.MustCompile(`^(?:` + pattern + `)$`) }
+
+// isRoute judges the target as it was sent: the next server may decode it otherwise.
+func isRoute(to string, r *http.Request) bool {
+	for _, route := range routes {
+		hasKind := route.kind == "" || route.kind == r.Header.Get("Content-Type")
+		if route.to == to && route.method == r.Method && hasKind && route.target.MatchString(r.RequestURI) {
+			return true
+		}
+	}
+	return false
+}
+
+// lease is one agent's right to use the secrets.
 type lease struct {
 	placeholder string
-	stop        context.CancelCauseFunc   // ends the agent, with the reason
-	outOfReach  sync.Once                 // logs it, as the CLI asks again and again
-	retryAt     atomic.Pointer[time.Time] // by the last answer that said: not now
+	stop        context.CancelCauseFunc // ends the agent, with the reason
+	over        context.Context         // ends with the right; set by lend
+
+	apiIsAway  sync.Once // logs it, as the CLI asks again and again
+	gitIsAway  sync.Once // likewise
+	gitRefuses sync.Once
+
+	retryAt atomic.Pointer[time.Time] // by the API's last answer that said: not now
+}
+
+func (l *lease) isFor(placeholder string) bool {
+	return subtle.ConstantTimeCompare([]byte(placeholder), []byte(l.placeholder)) == 1
 }
 
 // wanted is when the API wants to be asked again, zero if it said nothing.
@@ -59,142 +104,102 @@ type leased struct{}
 
 func leaseOf(r *http.Request) *lease { return r.Context().Value(leased{}).(*lease) }
 
+// destination is who gets what is let through.
+type destination struct {
+	name    string
+	isAsked func(l *lease, r *http.Request) bool // by the placeholder, where its secret belongs
+	refuse  func(w http.ResponseWriter, status int, why string)
+	forward *httputil.ReverseProxy // with the secret
+}
+
 // keyProxy is an http.Handler, safe for concurrent use.
 type keyProxy struct {
 	cfg     *config
-	log     *slog.Logger
-	forward *httputil.ReverseProxy
-	present atomic.Pointer[lease] // nil while nobody may use the key
+	api     *destination
+	git     *destination
+	present atomic.Pointer[lease] // nil while nobody may use the secrets
 }
 
 func newKeyProxy(cfg *config, log *slog.Logger) *keyProxy {
-	p := &keyProxy{cfg: cfg, log: log}
-	p.forward = &httputil.ReverseProxy{
-		Rewrite:        p.rewrite,
-		FlushInterval:  -1, // events as they come
-		ModifyResponse: p.inspect,
-		ErrorHandler:   p.outOfReach,
-		ErrorLog:       slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	return p
+	return &keyProxy{cfg: cfg, api: newAPIProxy(cfg, log), git: newGitProxy(cfg, log)}
 }
 
-// allow lets the holder of l use the key from now on, and nobody else; nil lets
-// nobody.
-func (p *keyProxy) allow(l *lease) { p.present.Store(l) }
+// lend lets the holder of l use the secrets, and nobody else, until end is called. That
+// breaks off what is under way: the connection may be held by who is no child of the
+// agent's.
+func (p *keyProxy) lend(l *lease) (end func()) {
+	over, cancel := context.WithCancel(context.Background())
+	l.over = over
+	p.present.Store(l)
+	return func() {
+		p.present.Store(nil)
+		cancel()
+	}
+}
 
 func (p *keyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	l := p.present.Load()
-	if !p.isKey(l, r) && !p.isBearer(l, r) {
-		refuseAPI(w, http.StatusForbidden, "permission_error",
-			"vm-server serves the agent that runs, by its own placeholder")
-		return
-	}
-	if !isRoute(r) {
-		refuseAPI(w, http.StatusNotFound, "not_found_error",
-			"vm-server forwards what Claude Code needs alone, such as POST /v1/messages")
-		return
-	}
-	asksToUpgrade := len(r.Header.Values("Upgrade")) > 0
-	if asksToUpgrade {
-		refuseAPI(w, http.StatusBadRequest, "invalid_request_error",
-			"vm-server forwards no Upgrade to another protocol")
-		return
+	to := p.api
+	if p.cfg.isForGit(r) {
+		to = p.git
 	}
 
-	p.pass(w, r.WithContext(context.WithValue(r.Context(), leased{}, l)))
+	l := p.present.Load()
+	asksToUpgrade := len(r.Header.Values("Upgrade")) > 0
+	switch {
+	case l == nil || !to.isAsked(l, r):
+		to.refuse(w, http.StatusForbidden, "serves the agent whose command runs, by its own placeholder")
+	case !isRoute(to.name, r):
+		to.refuse(w, http.StatusNotFound, "forwards what Claude Code and git need of "+to.name+" alone")
+	case asksToUpgrade:
+		to.refuse(w, http.StatusBadRequest, "forwards no Upgrade to another protocol")
+	default:
+		to.pass(w, r, l)
+	}
 }
 
 // pass forwards a request. An answer may begin before the request is read; unless
 // told, net/http would then take the rest of the body from the transport, which
 // breaks the answer off. What is left in the end is read here, where net/http would
 // panic (golang.org/issue/68560).
-func (p *keyProxy) pass(w http.ResponseWriter, r *http.Request) {
+func (d *destination) pass(w http.ResponseWriter, r *http.Request, l *lease) {
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), leased{}, l))
+	defer cancel()
+	unwatch := context.AfterFunc(l.over, cancel)
+	defer unwatch()
+
 	control := http.NewResponseController(w)
 	control.EnableFullDuplex()
 	control.SetReadDeadline(time.Time{}) // an answer may take longer
 
-	p.forward.ServeHTTP(w, r)
+	d.forward.ServeHTTP(&oneHeader{ResponseWriter: w}, r.WithContext(ctx))
 
+	control.Flush()
 	control.SetReadDeadline(time.Now().Add(10 * time.Second))
 	io.Copy(io.Discard, r.Body)
 }
 
-// isKey says whether a request asks by the key, isBearer whether by the token: the CLI
-// sends the one, the other, or both (measured).
-func (p *keyProxy) isKey(l *lease, r *http.Request) bool {
-	return p.cfg.apiKey != "" && l.isFor(r.Header.Get("X-Api-Key"))
+// oneHeader sends one header: no informational answer before, no trailer behind.
+type oneHeader struct {
+	http.ResponseWriter
+	isSent bool
 }
 
-func (p *keyProxy) isBearer(l *lease, r *http.Request) bool {
-	placeholder, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return p.cfg.bearer != "" && isBearer && l.isFor(placeholder)
-}
-
-func (l *lease) isFor(placeholder string) bool {
-	if l == nil {
-		return false
+func (w *oneHeader) Header() http.Header {
+	if w.isSent {
+		return http.Header{}
 	}
-	return subtle.ConstantTimeCompare([]byte(placeholder), []byte(l.placeholder)) == 1
+	return w.ResponseWriter.Header()
 }
 
-// isRoute judges the target as it was sent: the next server may decode it otherwise.
-func isRoute(r *http.Request) bool {
-	path, _, _ := strings.Cut(r.RequestURI, "?")
-	return slices.Contains(routes, route{r.Method, path})
-}
-
-// rewrite gives a request the credentials that the CLI would send without a proxy: what
-// its placeholders stand for and, beside a key alone, the base URL's login (measured).
-func (p *keyProxy) rewrite(r *httputil.ProxyRequest) {
-	l := leaseOf(r.In)
-	r.SetURL(p.cfg.api)
-	r.Out.Header.Del("X-Api-Key")
-	r.Out.Header.Del("Authorization")
-
-	if p.isKey(l, r.In) {
-		r.Out.Header.Set("X-Api-Key", p.cfg.apiKey)
+func (w *oneHeader) WriteHeader(status int) {
+	if status < 200 {
+		return
 	}
-	login := p.cfg.api.User
-	switch {
-	case p.isBearer(l, r.In):
-		r.Out.Header.Set("Authorization", "Bearer "+p.cfg.bearer)
-	case login != nil:
-		password, _ := login.Password()
-		r.Out.SetBasicAuth(login.Username(), password)
-	}
+	w.isSent = true
+	w.ResponseWriter.WriteHeader(status)
 }
 
-var errSwitches = errors.New("it switched to another protocol")
-
-// inspect stops the agent whose request was refused for its key, as the CLI would try
-// for minutes (measured), and notes until when the API has too much to do.
-func (p *keyProxy) inspect(r *http.Response) error {
-	isMessage := strings.HasSuffix(r.Request.URL.Path, "/v1/messages")
-	switch {
-	case r.StatusCode == http.StatusSwitchingProtocols:
-		return errSwitches
-	case r.StatusCode == http.StatusUnauthorized && isMessage:
-		leaseOf(r.Request).stop(errKeyRefused)
-	case isBusy(r.StatusCode):
-		until := retryAfter(r.Header)
-		leaseOf(r.Request).retryAt.Store(&until)
-	}
-	return nil
-}
-
-// outOfReach tells the CLI, whose result quotes it, and once a command the log.
-func (p *keyProxy) outOfReach(w http.ResponseWriter, r *http.Request, err error) {
-	host, why := p.cfg.api.Host, reasonOf(err)
-	wentAway := r.Context().Err() != nil
-	if !wentAway {
-		leaseOf(r).outOfReach.Do(func() {
-			p.log.Warn("cannot reach the model's API", "host", host, "error", why)
-		})
-	}
-	message := fmt.Sprintf("vm-server cannot reach the model's API at %s: %s", host, why)
-	refuseAPI(w, http.StatusBadGateway, "api_error", message)
-}
+func (w *oneHeader) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // reasonOf never quotes an answer, as errors do: it may repeat the key or a prompt.
 func reasonOf(err error) string {
@@ -214,8 +219,13 @@ func reasonOf(err error) string {
 	}
 }
 
-// refuseAPI answers in the API's own form, which the CLI shows.
-func refuseAPI(w http.ResponseWriter, status int, kind, message string) {
-	why := map[string]string{"type": kind, "message": message}
-	writeJSON(w, status, map[string]any{"type": "error", "error": why})
+// brokenOff logs that an answer broke off. What net/http says of it is left out, as it
+// may quote the answer.
+type brokenOff struct{ log *slog.Logger }
+
+func (b brokenOff) Write(words []byte) (int, error) {
+	b.log.Warn("an answer to the agent broke off")
+	return len(words), nil
 }
+
+func newErrorLog(log *slog.Logger) *stdlog.Logger { return stdlog.New(brokenOff{log}, "", 0) }

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -201,11 +202,76 @@ func TestWhatIsOutOfReachIsToldAndLoggedOnceACommand(t *testing.T) {
 func TestAnAnswerThatBreaksOffIsLoggedInTheLogsForm(t *testing.T) {
 	t.Parallel()
 	p := newTestProxy(t, newRawAPI(t, func(out net.Conn, in *bufio.Reader) {
-		io.WriteString(out, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+		io.WriteString(out, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"+
+			"1; "+realKey+"\r\nx\r\nX"+realKey+"\r\n")
 	}))
 	p.send(t, "POST /v1/messages", "Connection: close")
-	const want = ` level=WARN msg="httputil: ReverseProxy read error during body copy: `
+	const want = ` level=WARN msg="an answer to the agent broke off"`
 	eventually(t, "the log says so", func() bool { return strings.Contains(p.log.String(), want) })
+	if strings.Contains(p.log.String(), realKey) {
+		t.Errorf("the log quotes it:\n%s", p.log)
+	}
+}
+
+// net/http reports such bytes by a logger of its own.
+func TestWhatTheAPISendsUnaskedIsNotInTheLog(t *testing.T) {
+	t.Parallel()
+	sent := make(chan bool, 1)
+	api := newRawAPI(t, func(out net.Conn, in *bufio.Reader) {
+		io.WriteString(out, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+		for range 100 { // some of it comes when the connection is idle
+			_, err := io.WriteString(out, realKey)
+			if err != nil {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		select {
+		case sent <- true:
+		default:
+		}
+	})
+	s := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL="+api)
+	if diff := cmp.Diff("404 Not Found", s.ask("asks-the-api").Result); diff != "" {
+		t.Errorf("what the agent gets (-want +got):\n%s", diff)
+	}
+	<-sent
+	s.stop()
+	if strings.Contains(s.stderr.String(), realKey) {
+		t.Errorf("the log quotes it:\n%s", s.stderr)
+	}
+}
+
+// The connection may be held by who is no child of the agent's, and is not swept.
+func TestARequestEndsWithTheCommandWhoseItWas(t *testing.T) {
+	t.Parallel()
+	ended := make(chan bool)
+	p := newTestProxy(t, newAPI(t, func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "first half")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(ended)
+	}).URL)
+	end := p.lend(&lease{placeholder: presentPlaceholder})
+	connection := p.dial(t)
+	defer connection.Close()
+	io.WriteString(connection, promptHead(0))
+	in := bufio.NewReader(connection)
+	_, err := in.ReadString('f')
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	end()
+	_, err = io.Copy(io.Discard, in)
+	if err != nil {
+		t.Errorf("the agent's side is not closed: %v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Error("the API's side is not closed")
+	}
 }
 
 func TestARefusedKeyStopsTheCommandWhoseRequestItWas(t *testing.T) {

@@ -43,7 +43,7 @@ func newTestProxy(t *testing.T, base string) *testProxy {
 	logger := slog.New(slog.NewTextHandler(log, nil))
 
 	p := &testProxy{url: "http://" + listener.Addr().String(), log: log}
-	p.keyProxy = newKeyProxy(&config{apiKey: realKey, api: api}, logger)
+	p.keyProxy = newKeyProxy(&config{keyProxied: true, apiKey: realKey, api: api}, logger)
 	p.begin(func(error) {})
 
 	web := newWebServer(p.keyProxy, logger)
@@ -54,7 +54,7 @@ func newTestProxy(t *testing.T, base string) *testProxy {
 
 // begin lets the next command in, by the same placeholder.
 func (p *testProxy) begin(stop context.CancelCauseFunc) {
-	p.allow(&lease{placeholder: presentPlaceholder, stop: stop})
+	p.lend(&lease{placeholder: presentPlaceholder, stop: stop})
 }
 
 // send is sendOnly with the key's placeholder.

@@ -140,6 +140,23 @@ func TestImageAFlagIsForTheServer(t *testing.T) {
 	}
 }
 
+func TestImageATokenFileThatTheAgentCanReadIsTold(t *testing.T) {
+	needRoot(t)
+	for _, name := range []string{"VM_TOKEN_FILE", "VM_GIT_TOKEN_FILE"} {
+		for mode, want := range map[os.FileMode]bool{0o444: true, 0o400: false} {
+			file := filepath.Join(t.TempDir(), "token")
+			if err := os.WriteFile(file, []byte("secret"), mode); err != nil {
+				t.Fatal(err)
+			}
+			_, said := once(t, []string{"--volume=" + file + ":/run/token:ro", "--env=" + name + "=/run/token"}, "true")
+			got := strings.Contains(said, "the agent can read "+name)
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("whether it says so of %s with mode %o (-want +got):\n%s%s", name, mode, diff, said)
+			}
+		}
+	}
+}
+
 // folder makes a folder of somebody's, with files and (where the name ends in a
 // slash) folders in it.
 func folder(t *testing.T, uid, gid int, mode os.FileMode, files ...string) string {
