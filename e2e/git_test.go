@@ -152,18 +152,27 @@ func TestTheAgentsGitPushesAHundredMegabytes(t *testing.T) {
 	if err := os.WriteFile(file, []byte(gitToken+"\n"), 0o400); err != nil {
 		t.Fatal(err)
 	}
-	env := []string{"VM_GIT_TOKEN_FILE=" + file, "VM_WARM=true"}
+	env := []string{"VM_GIT_TOKEN_FILE=" + file}
 	if image != "" {
 		env = append(env, "--volume="+file+":"+file+":ro")
 	}
 	v := g.start(t, "", env...)
-	v.ask("success", "hello") // the one that answers next has waited
 	said := v.bash("success", "set -e; git clone -q https://"+g.host+"/team/main.git a; cd a; "+
 		"head -c 100M /dev/urandom >large; git add large; git commit -q -m large; git push 2>&1")
 	t.Logf("%s", said)
 	if diff := cmp.Diff("104857600", g.git(t, "team/main.git", "cat-file", "-s", "main:large")); diff != "" {
 		t.Errorf("the size of what was pushed (-want +got):\n%s", diff)
 	}
+}
+
+// One that has waited was started before the command, and has the right to git with it.
+func TestAWaitingAgentsGitWorksInItsCommand(t *testing.T) {
+	g := newGitHost(t)
+	v := g.start(t, gitToken, "VM_WARM=true")
+	const hook = `{"hooks":{"SessionStart":[{"hooks":[{"type":"command","command":"cat >/dev/null; git ls-remote https://HOST/team/main.git >>hook 2>&1 || :"}]}]}}`
+	v.say("bash: mkdir .claude; echo '"+strings.Replace(hook, "HOST", g.host, 1)+"' >.claude/settings.json", "")
+	a := v.say("bash: git clone -q https://"+g.host+"/team/main.git a && ls -A a && cat hook", "")
+	v.want(a.Result, ".gitmodules", "remote: vm-server serves the agent whose command runs, by its own placeholder")
 }
 
 func TestAWrongGitTokenIsToldInWords(t *testing.T) {
