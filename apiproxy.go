@@ -92,7 +92,8 @@ func (p *apiProxy) outOfReach(w http.ResponseWriter, r *http.Request, err error)
 			p.log.Warn("cannot reach the model's API", "host", host, "error", why)
 		})
 	}
-	refuseAPI(w, http.StatusBadGateway, fmt.Sprintf("cannot reach the model's API at %s: %s", host, why))
+	refuseAPI(w, http.StatusBadGateway,
+		fmt.Sprintf("cannot reach the model's API at %s: %s", host, why))
 }
 
 // refuseAPI answers in the API's own form, which the CLI shows.

@@ -53,7 +53,8 @@ const (
 var routes = []route{
 	{toAPI, "POST", whole(`/v1/messages` + query), ""},
 	{toAPI, "POST", whole(`/v1/messages/count_tokens` + query), ""}, // for large files and /context
-	{toAPI, "GET", whole(`/v1/models` + query), ""},                 // by CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY
+	// By CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY.
+	{toAPI, "GET", whole(`/v1/models` + query), ""},
 
 	{toGit, "GET", whole(repository + `/info/refs\?service=git-(upload|receive)-pack`), ""},
 	{toGit, "POST", whole(repository + `/git-upload-pack`), fetches},
@@ -65,8 +66,9 @@ func whole(pattern string) *regexp.Regexp { return regexp.MustCompile(`^(?:` + p
 // isRoute judges the target as it was sent: the next server may decode it otherwise.
 func isRoute(to string, r *http.Request) bool {
 	for _, route := range routes {
-		hasKind := route.kind == "" || route.kind == r.Header.Get("Content-Type")
-		if route.to == to && route.method == r.Method && hasKind && route.target.MatchString(r.RequestURI) {
+		isTarget := route.target.MatchString(r.RequestURI)
+		isKind := route.kind == "" || route.kind == r.Header.Get("Content-Type")
+		if route.to == to && route.method == r.Method && isTarget && isKind {
 			return true
 		}
 	}
