@@ -12,10 +12,14 @@ ARG VERSION=dev
 RUN CGO_ENABLED=0 GOOS=linux GOARCH=$TARGETARCH go build -trimpath -ldflags "-s -w -X main.version=$VERSION" -o /vm-server .
 
 FROM docker.io/library/node:24-bookworm
-# Debian's Chromium, as Google's has no arm64 build; fonts, or pages show boxes.
+# Debian's Chromium, as Google's has no arm64 build, without the part that draws
+# windows; under the name by which programs look for it. Fonts, or pages and
+# screenshots show boxes: Latin, emoji, and one face for Chinese, Japanese and Korean.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends chromium fonts-liberation ripgrep \
-    && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf
+    && apt-get install -y --no-install-recommends \
+        chromium-headless-shell fonts-liberation fonts-noto-color-emoji fonts-wqy-microhei ripgrep \
+    && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf \
+    && ln -s chromium-headless-shell /usr/bin/chromium
 
 # The versions are in package.json and its lock file, and nowhere else.
 WORKDIR /opt/cockpit-vm
