@@ -54,8 +54,16 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["healthcheck.sh"]
 ENTRYPOINT ["entrypoint.sh"]
 CMD ["vm-server"]
 LABEL org.opencontainers.image.title="cockpit-vm" \
-      org.opencontainers.image.description="Runs Claude Code for POST /command and leaves no process behind"
+      org.opencontainers.image.description="Runs Claude Code for POST /command and leaves no process behind" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name="docker.io/library/node:24-bookworm"
 
 COPY --from=build /vm-server /usr/local/bin/vm-server
 ARG VERSION=dev
-LABEL org.opencontainers.image.version=$VERSION
+ARG REVISION=
+ARG CREATED=
+ARG SOURCE=
+LABEL org.opencontainers.image.version=$VERSION \
+      org.opencontainers.image.revision=$REVISION \
+      org.opencontainers.image.created=$CREATED \
+      org.opencontainers.image.source=$SOURCE
