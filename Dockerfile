@@ -17,7 +17,7 @@ FROM docker.io/library/node:24-bookworm
 # screenshots show boxes: Latin, emoji, and one face for Chinese, Japanese and Korean.
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        chromium-headless-shell fonts-liberation fonts-noto-color-emoji fonts-wqy-microhei ripgrep \
+        chromium-headless-shell fonts-liberation fonts-noto-color-emoji fonts-wqy-microhei ripgrep jq \
     && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf \
     && ln -s chromium-headless-shell /usr/bin/chromium
 

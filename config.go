@@ -16,7 +16,7 @@ import (
 // of the variable and the remedy; never with a secret.
 
 // config is not changed once loadConfig has returned it. The tags are the truth:
-// -h and the table in README.md are printed from them.
+// -h and the table in docs/configuration.md are printed from them.
 type config struct {
 	Addr          string        `default:"127.0.0.1:3001" desc:"listen address; the image sets :3001"`
 	Token         string        `desc:"bearer token that POST /command asks for; white space around it is taken off"`

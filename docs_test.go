@@ -16,38 +16,38 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-var update = flag.Bool("update", false, "write the configuration table into README.md")
+var update = flag.Bool("update", false, "write the configuration table into docs/configuration.md")
 
 var testName = regexp.MustCompile(`\b(Test|Fuzz)[A-Z]\w+`)
 
-// The table in README.md is printed from the tags of config.
-func TestTheReadmeShowsTheConfiguration(t *testing.T) {
+// The table in docs/configuration.md is printed from the tags of config.
+func TestTheDocsShowTheConfiguration(t *testing.T) {
 	var table bytes.Buffer
 	format := "| variable | default | meaning |\n|---|---|---|\n{{range .}}| `{{usage_key .}}` | " +
 		"{{with usage_default .}}`{{.}}`{{else}}none{{end}} | {{usage_description .}} |\n{{end}}"
 	if err := envconfig.Usagef("vm", &config{}, &table, format); err != nil {
 		t.Fatal(err)
 	}
-	readme, err := os.ReadFile("README.md")
+	readme, err := os.ReadFile("docs/configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	const begin = "<!-- configuration: go test -run Readme -update -->\n"
+	const begin = "<!-- configuration: go test -run Configuration -update -->\n"
 	const end = "<!-- end of configuration -->"
 	before, rest, found1 := strings.Cut(string(readme), begin)
 	got, after, found2 := strings.Cut(rest, end)
 	if !found1 || !found2 {
-		t.Fatalf("README.md has no %q … %q", begin, end)
+		t.Fatalf("configuration.md has no %q … %q", begin, end)
 	}
 	if *update {
 		written := before + begin + table.String() + end + after
-		if err := os.WriteFile("README.md", []byte(written), 0o644); err != nil {
+		if err := os.WriteFile("docs/configuration.md", []byte(written), 0o644); err != nil {
 			t.Fatal(err)
 		}
 		return
 	}
 	if diff := cmp.Diff(table.String(), got); diff != "" {
-		t.Errorf("README.md (-want +got), rewrite it with go test -run Readme -update:\n%s", diff)
+		t.Errorf("docs/configuration.md (-want +got), rewrite it with go test -run Configuration -update:\n%s", diff)
 	}
 }
 

@@ -51,7 +51,7 @@ func (v *vm) hello(session string) string {
 }
 
 // BenchmarkAnswers compares the ways to an answer, in turns, as the speed of a
-// shared machine drifts, and prints the table of README.md.
+// shared machine drifts, and prints the table of docs/operating.md.
 func BenchmarkAnswers(b *testing.B) {
 	warmNew, warmOn, cold := startWarm(b), startWarm(b), start(b)
 	ways := []struct {

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -137,6 +138,54 @@ func TestImageAFlagIsForTheServer(t *testing.T) {
 	}
 	if stdout, _ := once(t, nil, "echo", "a command of one's own"); stdout != "a command of one's own\n" {
 		t.Errorf("echo printed %q", stdout)
+	}
+}
+
+func TestImageItsLabelsSayWhatItIsMadeOf(t *testing.T) {
+	needImage(t)
+	output, err := exec.Command(engine, "image", "inspect", image).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var images []struct {
+		Config struct{ Labels map[string]string }
+	}
+	if err := json.Unmarshal(output, &images); err != nil {
+		t.Fatal(err)
+	}
+	labels := images[0].Config.Labels
+	commit, err := exec.Command("git", "-C", "..", "rev-parse", "HEAD").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for _, name := range []string{"title", "licenses", "base.name", "revision"} {
+		got[name] = labels["org.opencontainers.image."+name]
+	}
+	want := map[string]string{
+		"title":     "cockpit-vm",
+		"licenses":  "MIT",
+		"base.name": "docker.io/library/node:24-bookworm",
+		"revision":  strings.TrimSpace(string(commit)),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("labels (-want +got):\n%s", diff)
+	}
+	for _, name := range []string{"description", "version", "created", "source"} {
+		if _, isThere := labels["org.opencontainers.image."+name]; !isThere {
+			t.Errorf("there is no label %s", name)
+		}
+	}
+}
+
+// What README.md says that an agent finds.
+func TestImageTheAgentFindsItsTools(t *testing.T) {
+	needImage(t)
+	v := start(t)
+	const tools = "git rg curl jq python3 make cc node npm chromium"
+	got := v.bash("success", "for tool in "+tools+"; do command -v $tool >/dev/null || echo no $tool; done; echo looked")
+	if diff := cmp.Diff("looked", got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
 

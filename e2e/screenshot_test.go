@@ -30,7 +30,7 @@ const noise = `<canvas id="c" width="1280" height="720"></canvas><script>
 	c.getContext("2d").putImageData(image, 0, 0);
 </script>`
 
-// pictureFrom finds the last picture that a tool returned, where README.md says that it is.
+// pictureFrom finds the last picture that a tool returned, where docs/http.md says that it is.
 func pictureFrom(stream, tool string) (line int, data []byte) {
 	calls := map[string]bool{}
 	for text := range strings.Lines(stream) {
