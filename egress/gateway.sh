@@ -43,6 +43,7 @@ printf '%s\n' $names | sort -u | awk '
 			if (!covered) print name[i]
 		}
 	}' >/tmp/names
+echo "gateway: lets through $(tr '\n' ' ' </tmp/names | sed 's/ $//')"
 echo "http_port $INSIDE:3128" >/tmp/port.conf
 
 # Not on the inside, where the agent could take all the connections there may be.
@@ -55,7 +56,6 @@ for address in $(hostname -I); do
 done
 [ -n "$outside" ] || die "there is no network but the inside one: nothing could pass"
 
-echo "gateway: lets through $(tr '\n' ' ' </tmp/names)"
 trap 'exit 1' TERM INT
 (
 	squid -N -f /etc/egress/squid.conf || :
