@@ -24,7 +24,7 @@ func newAPIProxy(cfg *config, log *slog.Logger) *destination {
 		FlushInterval:  -1, // events as they come
 		ModifyResponse: p.inspect,
 		ErrorHandler:   p.outOfReach,
-		ErrorLog:       newErrorLog(log),
+		ErrorLog:       newErrorLog(),
 	}
 	return &destination{name: toAPI, isAsked: p.isAsked, refuse: refuseAPI, forward: forward}
 }
@@ -74,6 +74,8 @@ func (p *apiProxy) inspect(r *http.Response) error {
 	switch {
 	case r.StatusCode == http.StatusSwitchingProtocols:
 		return errSwitches
+	case r.StatusCode < 100: // no HTTP
+		return errors.New("it has no status")
 	case r.StatusCode == http.StatusUnauthorized && isMessage:
 		leaseOf(r.Request).stop(errKeyRefused)
 	case isBusy(r.StatusCode):

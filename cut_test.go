@@ -198,12 +198,15 @@ func TestAfterARestartTheSameRequestBeginsAnew(t *testing.T) {
 			s.put("prompts")
 			outcomes := make(chan outcome, 1)
 			s.background(context.Background(), "waits "+marker, outcomes, withKey("a")...)
-			s.running(marker)
+			_, cli := s.running(marker)
 			s.cmd.Process.Signal(test.signal)
 			if diff := cmp.Diff(test.want, inShort((<-outcomes).answer)); diff != "" {
 				t.Errorf("the first request (-want +got):\n%s", diff)
 			}
 			s.wait()
+			if test.signal == syscall.SIGKILL { // which leaves what it ran
+				syscall.Kill(cli, syscall.SIGKILL)
+			}
 			killMarked(t, marker)
 
 			s = start()

@@ -22,21 +22,26 @@ const label = `[a-z0-9]([a-z0-9-]*[a-z0-9])?`
 
 var (
 	gitHostForm  = whole(label + `(\.` + label + `)*(:[1-9][0-9]*)?`)
+	oddAddress   = whole(`(.*\.)?(0x[0-9a-f]*|[0-9]+)`) // by its last label, a number
 	gitCountForm = whole(`[0-9]{0,4}`)
 )
 
 // checkGit takes a name, with a port perhaps, as it becomes part of addresses.
 func (c *config) checkGit(*slog.Logger) error {
-	c.GitHost = strings.TrimSuffix(c.GitHost, ":443")
 	name, port, hasPort := strings.Cut(c.GitHost, ":")
+	if port == "443" {
+		c.GitHost = name
+	}
 	isNumber := true
 	if hasPort {
 		_, err := net.LookupPort("tcp", port)
 		isNumber = err == nil
 	}
 	hasForm := gitHostForm.MatchString(c.GitHost)
+	// Such as 10.1, which is 10.0.0.1 to some.
+	isOddAddress := oddAddress.MatchString(name) && net.ParseIP(name) == nil
 	isTheAPIs := name == "127.0.0.1" // where the agent finds that
-	if !hasForm || !isNumber || isTheAPIs {
+	if !hasForm || !isNumber || isOddAddress || isTheAPIs {
 		return fmt.Errorf("cannot use VM_GIT_HOST=%q: give a host such as github.com", c.GitHost)
 	}
 	if c.GitToken == "" {
@@ -80,6 +85,7 @@ func (c *config) gitEnvironment(proxyURL, placeholder string) []string {
 		{"url." + here + ".insteadOf", "ssh://git@" + name + "/"},
 		{"http." + here + ".extraHeader", "Authorization: Basic " + login},
 		{"http." + here + ".proxy", ""},
+		{"http." + here + ".version", "HTTP/1.1"}, // the proxy speaks no other
 		{"http.curloptResolve", name + ":" + port + ":127.0.0.1"},
 	}
 

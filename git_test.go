@@ -36,7 +36,7 @@ func TestGitsSettingsComeBehindTheOperatorsOwn(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("git's settings (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff("8", value["GIT_CONFIG_COUNT"]); diff != "" {
+	if diff := cmp.Diff("9", value["GIT_CONFIG_COUNT"]); diff != "" {
 		t.Errorf("how many there are (-want +got):\n%s", diff)
 	}
 	text := strings.Join(env, "\n") + s.stderr.String()
@@ -61,6 +61,10 @@ func TestWhatIsWrongForGitIsRefusedAtTheStart(t *testing.T) {
 		{"two dots in a row", "VM_GIT_HOST", "a..b"},
 		{"a port without a host", "VM_GIT_HOST", ":443"},
 		{"capitals, which no address has", "VM_GIT_HOST", "GitHub.com"},
+		{"a part of an address", "VM_GIT_HOST", "10.1"},
+		{"an address in hex", "VM_GIT_HOST", "0x7f.1"},
+		{"a number", "VM_GIT_HOST", "2130706433"},
+		{"two ports", "VM_GIT_HOST", "host:443:443"},
 		{"the name that the API has here", "VM_GIT_HOST", "127.0.0.1:8443"},
 		{"no token behind the user", "VM_GIT_TOKEN", "user:"},
 		{"no user before the token", "VM_GIT_TOKEN", ":sesame"},

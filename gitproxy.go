@@ -27,7 +27,7 @@ func newGitProxy(cfg *config, log *slog.Logger) *destination {
 		FlushInterval:  -1, // progress as it comes
 		ModifyResponse: g.inspect,
 		ErrorHandler:   g.tell,
-		ErrorLog:       newErrorLog(log),
+		ErrorLog:       newErrorLog(),
 	}
 	return &destination{name: toGit, isAsked: g.isAsked, refuse: refuseGit, forward: forward}
 }
@@ -42,7 +42,7 @@ func (g *gitProxy) isAsked(l *lease, r *http.Request) bool {
 var (
 	gitAsks = []string{
 		"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Encoding",
-		"Content-Length", "Content-Type", "Expect", "Git-Protocol", "Pragma", "User-Agent",
+		"Content-Length", "Content-Type", "Git-Protocol", "Pragma", "User-Agent",
 	}
 	gitIsTold = []string{
 		"Cache-Control", "Content-Encoding", "Content-Length", "Content-Type", "Expires", "Pragma",
@@ -77,6 +77,7 @@ func (g *gitProxy) inspect(r *http.Response) error {
 		return &gitRefusal{r.StatusCode, r.Header.Get("Location")}
 	}
 	keep(r.Header, gitIsTold)
+	r.Trailer = nil
 	return nil
 }
 
@@ -88,13 +89,17 @@ type gitRefusal struct {
 
 func (e *gitRefusal) Error() string { return strconv.Itoa(e.status) }
 
-// movedTo is a redirect's address of the repository, without what may be a secret in it.
+// movedTo is a redirect's address of the repository, "" where it leads elsewhere, such as
+// to a login: that address may hold a secret.
 func (e *gitRefusal) movedTo() string {
 	address, err := url.Parse(e.location)
 	if err != nil {
 		return ""
 	}
-	path, _, _ := strings.Cut(address.Path, "/info/refs")
+	path, isRepository := strings.CutSuffix(address.Path, "/info/refs")
+	if !isRepository || !whole(repository).MatchString(path) {
+		return ""
+	}
 	plain := url.URL{Scheme: address.Scheme, Host: address.Host, Path: path}
 	return plain.String()
 }

@@ -79,7 +79,7 @@ func TestGitsOwnRequestsAreForwardedAlone(t *testing.T) {
 func askGit(t *testing.T, p *keyProxy, line, placeholder string) *httptest.ResponseRecorder {
 	t.Helper()
 	method, target, _ := strings.Cut(line, " ")
-	r := httptest.NewRequest(method, target, strings.NewReader("x"))
+	r := httptest.NewRequest(method, target, nil)
 	r.Host = p.cfg.gitName() + ":1" // the loopback's port
 	r.SetBasicAuth("agent", placeholder)
 	w := httptest.NewRecorder()
@@ -190,6 +190,7 @@ func TestAnAnswerThatIsNoneOfGitsIsToldAndNotPassedOn(t *testing.T) {
 		{"no such repository", 404, "Content-Type text/plain", 404, "no such repository", false},
 		{"a redirect", 301, "Location https://user:secret@other.example/b.git/info/refs?service=secret", 403,
 			`use that: "https://other.example/b.git"`, false},
+		{"a redirect to a login", 302, "Location https://other.example/login/secret", 403, `use that: ""`, false},
 		{"a failure", 500, "Content-Type text/plain", 502, "with status 500", false},
 	}
 	for _, test := range tests {
@@ -233,9 +234,9 @@ func TestOnlyGitsOwnCallsAndHeadersReachItsHost(t *testing.T) {
 		w.Header().Set("X-Early", "secret")
 		w.WriteHeader(http.StatusEarlyHints)
 		w.Header().Set("Content-Type", "application/x-git-receive-pack-result")
-		w.Header().Set("Trailer", "X-Late")
+		w.Header().Set("Trailer", "X-Late-Secret")
 		fmt.Fprint(w, "done")
-		w.Header().Set("X-Late", "secret")
+		w.Header().Set("X-Late-Secret", "secret")
 		w.Header().Set(http.TrailerPrefix+"X-Later", "secret")
 	})
 	web := httptest.NewServer(p)
@@ -247,13 +248,13 @@ func TestOnlyGitsOwnCallsAndHeadersReachItsHost(t *testing.T) {
 		early += fmt.Sprint(status, header)
 		return nil
 	}}
-	ask := func(kind string) (status int, text string) {
+	ask := func(kinds ...string) (status int, text string) {
 		ctx := httptrace.WithClientTrace(context.Background(), trace)
 		const path = "/api/v1/repos/git-receive-pack"
 		request, _ := http.NewRequestWithContext(ctx, "POST", web.URL+path, strings.NewReader("x"))
 		request.Host = p.cfg.gitName() + ":1"
 		request.SetBasicAuth("agent", presentPlaceholder)
-		request.Header.Set("Content-Type", kind)
+		request.Header["Content-Type"] = kinds
 		request.Header.Set("Git-Protocol", "version=2")
 		request.Header.Set("X-Http-Method-Override", "DELETE")
 		request.Header.Set("Cookie", "a=b")
@@ -267,14 +268,17 @@ func TestOnlyGitsOwnCallsAndHeadersReachItsHost(t *testing.T) {
 		return response.StatusCode, fmt.Sprint(response.Header, response.Trailer, string(body))
 	}
 
-	for _, kind := range []string{"application/json", "application/x-git-upload-pack-request", ""} {
-		if status, _ := ask(kind); status != 404 || seen != nil {
-			t.Errorf("%q is answered %d, and the host saw %v", kind, status, seen)
+	const push = "application/x-git-receive-pack-request"
+	for _, kinds := range [][]string{
+		{"application/json"}, {"application/x-git-upload-pack-request"}, {""}, {}, {push, "application/json"}, {push, push},
+	} {
+		if status, _ := ask(kinds...); status != 404 || seen != nil {
+			t.Errorf("%q is answered %d, and the host saw %v", kinds, status, seen)
 		}
 	}
 
-	status, text := ask("application/x-git-receive-pack-request")
-	if status != 200 || !strings.Contains(text, "done") || strings.Contains(text+early, "secret") {
+	status, text := ask(push)
+	if status != 200 || !strings.Contains(text, "done") || strings.Contains(strings.ToLower(text+early), "secret") {
 		t.Errorf("the agent gets %d %s, and early %q", status, text, early)
 	}
 	delete(seen, "Authorization")

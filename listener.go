@@ -13,10 +13,19 @@ import (
 // clients, and a limit of connections that leaves descriptors for the rest of
 // the server.
 
-// newWebServer serves handler. A handler that answers for longer than
-// ReadTimeout lifts that deadline, and sets one for each of its writes.
-func newWebServer(handler http.Handler, log *slog.Logger) *http.Server {
-	connections := &connections{}
+// What part of the descriptors may be connections: of clients a third, and of the agent
+// to the key proxy a sixth, as each may take one more, to whom it leads. The last third
+// is for agents and the sweep, whatever the agent does.
+const (
+	thirdOfDescriptors = 3
+	sixthOfDescriptors = 6
+)
+
+// newWebServer serves handler, with one in so many descriptors as connections. A handler
+// that answers for longer than ReadTimeout lifts that deadline, and sets one for each of
+// its writes.
+func newWebServer(handler http.Handler, log *slog.Logger, oneIn uint64) *http.Server {
+	connections := &connections{oneIn: oneIn}
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -28,18 +37,17 @@ func newWebServer(handler http.Handler, log *slog.Logger) *http.Server {
 	}
 }
 
-// connections counts those that are open and closes one too many at once. A
-// third of the descriptors may be connections: there are two listeners, and the
-// last third is for agents and the sweep.
+// connections counts those that are open and closes one too many at once.
 type connections struct {
-	open atomic.Uint64
+	oneIn uint64
+	open  atomic.Uint64
 }
 
 // note is http.Server.ConnState: called for each connection, in order.
 func (c *connections) note(connection net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
-		if c.open.Add(1) > descriptors()/3 {
+		if c.open.Add(1) > descriptors()/c.oneIn {
 			connection.Close()
 		}
 	case http.StateClosed, http.StateHijacked: // the latter is never closed

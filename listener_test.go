@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -87,6 +88,66 @@ func TestIdleConnectionsStarveNobody(t *testing.T) {
 	if got := s.ask("hello", "Authorization", "Bearer correct"); got.Status != "success" {
 		t.Errorf("beside 300 idle connections: %+v %+v", got, got.Error)
 	}
+}
+
+// Each request to the key proxy takes a second connection, to the API. What holds them is
+// what has to be swept.
+func TestTheAgentsRequestsTakeNoDescriptorThatASweepNeeds(t *testing.T) {
+	t.Parallel()
+	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	s := startServer(t, "VM_TIMEOUT=1m", "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL="+api.URL)
+	s.goesOn()
+	marker := newMarker()
+	outcomes := make(chan outcome, 1)
+	s.background(context.Background(), "waits "+marker, outcomes)
+	_, cli := s.running(marker)
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", cli))
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := map[string]string{}
+	for entry := range strings.SplitSeq(string(environ), "\x00") {
+		name, rest, _ := strings.Cut(entry, "=")
+		value[name] = rest
+	}
+
+	s.countable()
+	s.resources()
+	lift := s.limit("nofile", 90)
+	var connections []net.Conn
+	for range 60 {
+		connection, err := net.Dial("tcp", strings.TrimPrefix(value["ANTHROPIC_BASE_URL"], "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		connections = append(connections, connection)
+		fmt.Fprintf(connection, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Api-Key: %s\r\n"+
+			"Content-Length: 1000000\r\n\r\nhalf", value["ANTHROPIC_API_KEY"])
+	}
+	for range 60 {
+		connection := s.dial(t)
+		connections = append(connections, connection)
+		io.WriteString(connection, "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+	}
+	eventually(t, "as many are held as may be", func() bool {
+		return s.resources().descriptors > 90/3+90/6+90/6
+	})
+
+	syscall.Kill(cli, syscall.SIGKILL) // and what it started is left to the sweep
+	o := <-outcomes
+	if inShort(o.answer) != "failed agent_crashed" ||
+		!strings.Contains(o.answer.Error.Message, "signal: killed") {
+		t.Errorf("the command: %+v %+v", o, o.answer.Error)
+	}
+	nothingLeft(t, marker)
+	if strings.Contains(s.stderr.String(), "too many open files") {
+		t.Errorf("no descriptor was left:\n%s", s.stderr)
+	}
+	lift()
+	for _, connection := range connections {
+		connection.Close()
+	}
+	s.goesOn()
 }
 
 // Clients that say nothing may not take the descriptors that a sweep needs.

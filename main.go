@@ -125,7 +125,7 @@ func (s *server) addSignals(group *actors.Group, ctx context.Context, signals <-
 }
 
 func (s *server) addWeb(group *actors.Group, listener net.Listener, signals <-chan os.Signal) {
-	web := newWebServer(s.handler, s.log)
+	web := newWebServer(s.handler, s.log, thirdOfDescriptors)
 	serve := func() error { return web.Serve(listener) }
 	group.Add(serve, func(error) { s.drain(web, signals) })
 }
@@ -133,11 +133,11 @@ func (s *server) addWeb(group *actors.Group, listener net.Listener, signals <-ch
 func (s *server) addProxy(group *actors.Group) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return fmt.Errorf("cannot listen for the agent (VM_KEY_PROXY): %w", err)
+		return fmt.Errorf("cannot listen for the agent: %w", err)
 	}
 	s.launcher.proxyURL = "http://" + listener.Addr().String() // no agent has been started yet
 
-	web := newWebServer(s.proxy, s.log)
+	web := newWebServer(s.proxy, s.log, sixthOfDescriptors)
 	serve := func() error { return web.Serve(listener) }
 	group.Add(serve, func(error) { web.Close() })
 	return nil

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"regexp"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -67,7 +68,7 @@ func whole(pattern string) *regexp.Regexp { return regexp.MustCompile(`^(?:` + p
 func isRoute(to string, r *http.Request) bool {
 	for _, route := range routes {
 		isTarget := route.target.MatchString(r.RequestURI)
-		isKind := route.kind == "" || route.kind == r.Header.Get("Content-Type")
+		isKind := route.kind == "" || slices.Equal(r.Header["Content-Type"], []string{route.kind})
 		if route.to == to && route.method == r.Method && isTarget && isKind {
 			return true
 		}
@@ -147,6 +148,7 @@ func (p *keyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 	l := p.present.Load()
 	asksToUpgrade := len(r.Header.Values("Upgrade")) > 0
+	hasNeedlessBody := r.Method == "GET" && r.ContentLength != 0
 	switch {
 	case l == nil || !to.isAsked(l, r):
 		to.refuse(w, http.StatusForbidden, "serves the agent whose command runs, by its own placeholder")
@@ -154,6 +156,8 @@ func (p *keyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		to.refuse(w, http.StatusNotFound, "forwards what Claude Code and git need of "+to.name+" alone")
 	case asksToUpgrade:
 		to.refuse(w, http.StatusBadRequest, "forwards no Upgrade to another protocol")
+	case hasNeedlessBody: // which another server may take for the next request
+		to.refuse(w, http.StatusBadRequest, "forwards no GET with a body")
 	default:
 		to.pass(w, r, l)
 	}
@@ -166,10 +170,12 @@ func (p *keyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (d *destination) pass(w http.ResponseWriter, r *http.Request, l *lease) {
 	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), leased{}, l))
 	defer cancel()
-	unwatch := context.AfterFunc(l.over, cancel)
-	defer unwatch()
-
 	control := http.NewResponseController(w)
+	unwatch := context.AfterFunc(l.over, func() {
+		cancel()
+		control.SetWriteDeadline(time.Now()) // who reads nothing holds nothing up
+	})
+	defer unwatch()
 	control.EnableFullDuplex()
 	control.SetReadDeadline(time.Time{}) // an answer may take longer
 
@@ -194,7 +200,8 @@ func (w *oneHeader) Header() http.Header {
 }
 
 func (w *oneHeader) WriteHeader(status int) {
-	if status < 200 {
+	isInformational := status >= 100 && status < 200
+	if isInformational {
 		return
 	}
 	w.isSent = true
@@ -211,7 +218,7 @@ func reasonOf(err error) string {
 	case errors.As(err, &network):
 		return network.Error()
 	case errors.As(err, &certificate):
-		return certificate.Error()
+		return "its certificate is not for it, has expired, or is by nobody who is known here"
 	case errors.Is(err, errSwitches):
 		return err.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -221,13 +228,6 @@ func reasonOf(err error) string {
 	}
 }
 
-// brokenOff logs that an answer broke off. What net/http says of it is left out, as it
-// may quote the answer.
-type brokenOff struct{ log *slog.Logger }
-
-func (b brokenOff) Write(words []byte) (int, error) {
-	b.log.Warn("an answer to the agent broke off")
-	return len(words), nil
-}
-
-func newErrorLog(log *slog.Logger) *stdlog.Logger { return stdlog.New(brokenOff{log}, "", 0) }
+// newErrorLog takes what net/http says of an answer that breaks off, and drops it: it may
+// quote the answer. The agent notices, and says what it makes of it.
+func newErrorLog() *stdlog.Logger { return stdlog.New(io.Discard, "", 0) }
