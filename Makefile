@@ -12,6 +12,9 @@ VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
 SOAK = 10m
 ROUNDS = 10
+# Which tests take too long to wait for at each change, and when they are run instead.
+UNHURRIED = ^Test(Soak|Long)
+SOAKS = $(UNHURRIED)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 
@@ -27,7 +30,7 @@ run: setup build
 
 # What can be checked in a minute: neither npm, Chromium nor root is needed.
 check: lint
-	go test -count=1 -timeout 5m -parallel 12 -skip '^Test(Soak|Long)' .
+	go test -count=1 -timeout 5m -parallel 12 -skip '$(UNHURRIED)' .
 
 test: setup lint unit fuzz-briefly relay e2e
 
@@ -42,7 +45,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
+	go test -race -count=1 -timeout 10m -parallel 8 -skip '$(UNHURRIED)' .
 
 relay:
 	scripts/npm-ci examples/whatsapp-relay
@@ -60,7 +63,7 @@ bench: build
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
 soak: build
-	SOAK=$(SOAK) go test -count=1 -run '^Test(Soak|Long)' -parallel 6 -v -timeout 40m .
+	SOAK=$(SOAK) go test -count=1 -run '$(SOAKS)' -parallel 6 -v -timeout 40m .
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -v -timeout 60m ./e2e
 
 idle: build
