@@ -5,8 +5,9 @@
 #              and a thousand commands whose clients are cut off
 # make idle    half an hour in which a started Claude Code waits
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
+# make kube    the file for Kubernetes against its schema; the tool compiles for minutes, once
 .POSIX:
-.PHONY: setup build run check test tools unit relay e2e lint bench soak idle fuzz fuzz-briefly clean
+.PHONY: setup build run check test tools unit relay e2e lint bench soak idle fuzz fuzz-briefly kube clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
@@ -17,6 +18,7 @@ UNHURRIED = ^Test(Soak|Long)
 SOAKS = $(UNHURRIED)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
+KUBECTL_VALIDATE = sigs.k8s.io/kubectl-validate@v0.0.4
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o bin/vm-server .
@@ -75,6 +77,9 @@ fuzz-briefly:
 fuzz:
 	go test -run '^$$' -fuzz FuzzDecodeCommand -fuzztime $(FUZZTIME) .
 	go test -run '^$$' -fuzz FuzzSplitter -fuzztime $(FUZZTIME) .
+
+kube:
+	go run $(KUBECTL_VALIDATE) --version 1.30 deploy/kubernetes.yaml
 
 clean:
 	rm -rf bin node_modules workspace .run
