@@ -1,0 +1,405 @@
+package main
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What the server leans on of Claude Code, held with the real one alone: no vm-server
+// runs here. A fact that no longer holds after a bump of its version names what has
+// to be looked at in the server (make bump).
+func TestCanary(t *testing.T) {
+	facts := []struct {
+		holds func(*testing.T, *vm, *asked)
+		fact  string
+	}{
+		{initTells, "init tells session, version, MCP servers and tools before all else"},
+		{toolsCanGo, "settings take the tools for later away"},
+		{resultTells, "the result is the last line and has the fields that the server reads"},
+		{costIsTheTotal, "a conversation goes on by --resume, and the cost is its total"},
+		{sessionIsUnknown, "--resume of an unknown id is told as an error and asks nothing"},
+		{bashIsInterrupted, "SIGINT ends Bash with a result and 0, and --resume goes on"},
+		{streamIsInterrupted, "SIGINT ends a request with a result and 0, and --resume goes on"},
+		{shellDelaysTheEnd, "a background shell delays the end, not the result, then comes a turn"},
+		{shellIsInterrupted, "SIGINT ends a CLI that waits for a background shell"},
+		{subagentHoldsTheResult, "a background subagent holds the result back"},
+		{waitingIsSilent, "a waiting CLI says what its hooks say, no more, and asks nothing"},
+		{imageArrives, "a small image arrives byte for byte, by its true type, before the text"},
+		{keyIsRetried, "a refused key is retried, with three numbered lines within seconds"},
+		{refusalsAreTold, "what the API refuses is told by error, status and limit"},
+		{filesAreKept, "it writes into HOME and TMPDIR alone, the conversation under .claude"},
+		{headersAreSent, "it sends each credential in its header, and asks for messages alone"},
+	}
+	for _, f := range facts {
+		t.Run(f.fact, func(t *testing.T) {
+			t.Parallel()
+			v, seen := alone(t)
+			f.holds(t, v, seen)
+		})
+	}
+}
+
+// The tools for later are those that image/managed-settings.json takes away.
+var later = []string{"CronCreate", "CronDelete", "CronList", "ScheduleWakeup"}
+
+func initTells(t *testing.T, v *vm, _ *asked) {
+	list := v.run(t, "hello", "--mcp-config", root(t)+"/.mcp.json", "--strict-mcp-config")
+	init := only(t, list, "init", line.isInit)
+	if !list[0].isInit() || init.SessionID == "" {
+		t.Errorf("the first line is %+v", list[0])
+	}
+	if diff := cmp.Diff(pinned(t), init.Version); diff != "" {
+		t.Errorf("its version (-package.json +got), make setup installs it:\n%s", diff)
+	}
+	if diff := cmp.Diff([]server{{"playwright", "connected"}}, init.Servers); diff != "" {
+		t.Errorf("MCP servers (-want +got):\n%s", diff)
+	}
+	needed := []string{"Bash", "Read", "Task", "mcp__playwright__browser_take_screenshot"}
+	lacking := slices.DeleteFunc(append(needed, later...), func(name string) bool {
+		return slices.Contains(init.Tools, name)
+	})
+	if len(lacking) > 0 {
+		t.Errorf("it has no %v among its tools %v", lacking, init.Tools)
+	}
+}
+
+// pinned is the version in package.json.
+func pinned(t *testing.T) string {
+	t.Helper()
+	var project struct{ Dependencies map[string]string }
+	data, err := os.ReadFile(root(t) + "/package.json")
+	if err == nil {
+		err = json.Unmarshal(data, &project)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return project.Dependencies["@anthropic-ai/claude-code"]
+}
+
+func toolsCanGo(t *testing.T, v *vm, _ *asked) {
+	list := v.run(t, "hello", "--settings", root(t)+"/image/managed-settings.json")
+	tools := only(t, list, "init", line.isInit).Tools
+	isLater := func(name string) bool { return slices.Contains(later, name) }
+	if slices.ContainsFunc(tools, isLater) || !slices.Contains(tools, "Bash") {
+		t.Errorf("its tools are %v", tools)
+	}
+}
+
+func resultTells(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "bash: echo from Bash")
+	list := c.end(0)
+	last := list[len(list)-1]
+	var fields map[string]any
+	printed := strings.Split(strings.TrimSpace(c.out.String()), "\n")
+	if err := json.Unmarshal([]byte(printed[len(printed)-1]), &fields); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]any{}
+	for _, name := range []string{"type", "subtype", "is_error", "result", "num_turns"} {
+		got[name] = fields[name]
+	}
+	want := map[string]any{
+		"type": "result", "subtype": "success", "is_error": false, "result": "from Bash",
+		"num_turns": 2.0,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("fields (-want +got):\n%s", diff)
+	}
+	if last.CostUSD <= 0 || last.SessionID != list[0].SessionID || last.APIStatus != 0 {
+		t.Errorf("%+v", last)
+	}
+	if n := c.count(func(l line) bool { return l.says() == "from Bash" }); n != 1 {
+		t.Errorf("the answer is in %d lines of the agent's: %+v", n, list)
+	}
+}
+
+func costIsTheTotal(t *testing.T, v *vm, _ *asked) {
+	first := only(t, v.run(t, "said first"), "result", line.isResult)
+	again := only(t, v.run(t, "recall", "--resume", first.SessionID), "result", line.isResult)
+	if again.Result != "said first" || again.SessionID != first.SessionID {
+		t.Errorf("first %+v\nthen %+v", first, again)
+	}
+	if first.CostUSD <= 0 || math.Abs(again.CostUSD-2*first.CostUSD) > 1e-9 {
+		t.Errorf("first %v, then %v in all", first.CostUSD, again.CostUSD)
+	}
+}
+
+func sessionIsUnknown(t *testing.T, v *vm, seen *asked) {
+	list := v.begin(t, "hello", "--resume", "11111111-2222-4333-8444-555555555555").end(1)
+	got := only(t, list, "result", line.isResult)
+	if !got.IsError || len(got.Errors) == 0 ||
+		!strings.HasPrefix(got.Errors[0], "No conversation found") {
+		t.Errorf("%+v", got)
+	}
+	if routes := seen.routes(); len(routes) > 0 {
+		t.Errorf("it asked for %v", routes)
+	}
+}
+
+func bashIsInterrupted(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "bash: touch begun; tail -f /dev/null")
+	c.eventually("Bash runs", func() bool { return v.has("begun") })
+	v.goesOn(t, c)
+}
+
+func streamIsInterrupted(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "wait: 10m")
+	c.eventually("the model is asked", func() bool { return len(v.model.Calls()) > 0 })
+	v.goesOn(t, c)
+	isCanceled := func() bool { return v.model.Calls()[0].Canceled }
+	c.eventually("the request is canceled", isCanceled)
+}
+
+// goesOn interrupts a CLI that is busy and goes on in its conversation.
+func (v *vm) goesOn(t *testing.T, c *cli) {
+	t.Helper()
+	c.interrupt()
+	stopped := only(t, c.end(0), "result", line.isResult)
+	list := v.run(t, "hello again", "--resume", stopped.SessionID)
+	again := only(t, list, "result", line.isResult)
+	if again.IsError || again.Result != "hello again" || again.SessionID != stopped.SessionID {
+		t.Errorf("after the interruption: %+v", again)
+	}
+}
+
+func (v *vm) has(name string) bool {
+	_, err := os.Stat(v.workspace + "/" + name)
+	return err == nil
+}
+
+const untilTold = "until test -e told; do sleep 0.1; done"
+
+func shellDelaysTheEnd(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "background: "+untilTold+"\nsay: begun")
+	c.eventually("there is a result", func() bool { return c.count(line.isResult) == 1 })
+	if c.hasEnded() {
+		t.Error("it ended before its shell")
+	}
+	v.put(t, "told", "")
+	c.end(0)
+	if inits, results := c.count(line.isInit), c.count(line.isResult); inits != 2 || results != 2 {
+		t.Errorf("%d turns began, %d results came: %s", inits, results, c.out)
+	}
+}
+
+func shellIsInterrupted(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "background: "+untilTold+"\nsay: begun")
+	c.eventually("there is a result", func() bool { return c.count(line.isResult) == 1 })
+	c.interrupt()
+	result := only(t, c.end(0), "result", line.isResult)
+	if result.IsError || result.Result != "begun" {
+		t.Errorf("%+v", result)
+	}
+}
+
+// The agent has said its last word, and no result has come: the server must not take
+// its silence for an end.
+func subagentHoldsTheResult(t *testing.T, v *vm, _ *asked) {
+	task, err := json.Marshal(map[string]any{
+		"description": "scripted", "subagent_type": "general-purpose", "run_in_background": true,
+		"prompt": "bash: touch begun; " + untilTold + "\nsay: of the subagent",
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := v.begin(t, "tool: Task "+string(task)+"\nsay: begun")
+	hasSaid := func(l line) bool { return l.says() == "begun" }
+	c.eventually("both have begun", func() bool { return v.has("begun") && c.count(hasSaid) == 1 })
+	if c.count(line.isResult) > 0 {
+		t.Errorf("there is a result: %s", c.out)
+	}
+	v.put(t, "told", "")
+
+	list := c.end(0)
+	last := list[len(list)-1]
+	if !last.isResult() || last.IsError || last.Result != "begun" {
+		t.Errorf("the last line is %+v", last)
+	}
+	isOfTheSubagent := func(l line) bool { return l.Type == "assistant" && l.Parent != "" }
+	if c.count(isOfTheSubagent) == 0 {
+		t.Errorf("no line has parent_tool_use_id: %s", c.out)
+	}
+}
+
+func waitingIsSilent(t *testing.T, v *vm, seen *asked) {
+	hooks := `{"hooks":{"SessionStart":[{"hooks":[{"type":"command","command":"echo hooked"}]}]}}`
+	v.put(t, "settings.json", hooks)
+	c := v.wait(t, "--settings", v.workspace+"/settings.json")
+	isHook := func(l line) bool {
+		return l.Type == "system" && strings.HasPrefix(l.Subtype, "hook_")
+	}
+	isHooksEnd := func(l line) bool { return isHook(l) && l.Subtype == "hook_response" }
+	c.eventually("the hook has spoken", func() bool { return c.count(isHooksEnd) > 0 })
+
+	early := len(c.lines())
+	if n := c.count(isHook); n != early {
+		t.Errorf("of %d lines before the prompt, %d are a hook's: %s", early, n, c.out)
+	}
+	if routes := seen.routes(); len(routes) > 0 {
+		t.Errorf("it asked for %v before it had a prompt", routes)
+	}
+	c.give("hello")
+	list := c.end(0)
+	if got := only(t, list, "result", line.isResult); got.Result != "hello" {
+		t.Errorf("%+v", got)
+	}
+	if n := c.count(isHook); n != early {
+		t.Errorf("the hooks spoke again: %s", c.out)
+	}
+}
+
+func imageArrives(t *testing.T, v *vm, _ *asked) {
+	small := picture(t, 8)
+	v.run(t, []any{
+		map[string]any{"type": "image", "source": map[string]string{
+			"type": "base64", "media_type": "image/jpeg",
+			"data": base64.StdEncoding.EncodeToString(small),
+		}},
+		map[string]string{"type": "text", "text": "what is this"},
+	})
+	kinds, data := v.shown("what is this")
+	if diff := cmp.Diff([]string{"image/png", "what is this"}, kinds); diff != "" {
+		t.Errorf("blocks (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([][]byte{small}, data); diff != "" {
+		t.Errorf("pictures (-want +got):\n%s", diff)
+	}
+}
+
+// It would try for three minutes; the server stops it at the third.
+func keyIsRetried(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "hello", "ANTHROPIC_API_KEY=wrong-key")
+	c.eventually("it retries", func() bool { return c.count(line.isRetry) >= 3 })
+	c.interrupt()
+	var got []string
+	for _, l := range c.end(0) {
+		if l.isRetry() {
+			got = append(got, fmt.Sprint(l.Attempt, l.Error))
+		}
+	}
+	want := []string{"1authentication_failed", "2authentication_failed", "3authentication_failed"}
+	if diff := cmp.Diff(want, got[:3]); diff != "" {
+		t.Errorf("retries (-want +got):\n%s", diff)
+	}
+}
+
+func refusalsAreTold(t *testing.T, v *vm, _ *asked) {
+	const plan = "ANTHROPIC_API_KEY= CLAUDE_CODE_OAUTH_TOKEN=dummy-token"
+	const unified = "anthropic-ratelimit-unified-status=rejected " +
+		"anthropic-ratelimit-unified-reset=4000000000 " +
+		"anthropic-ratelimit-unified-representative-claim=five_hour"
+	// The server looks for three errors by name; of others it reads the status.
+	type told struct {
+		Error  string
+		Status int
+		Limit  limit
+	}
+	tests := []struct {
+		name, prompt, env string
+		want              told
+	}{
+		{"a refused key", "refuse: 401 authentication_error - no", "",
+			told{"authentication_failed", 401, limit{}}},
+		{"no credentials", "hello", "ANTHROPIC_API_KEY=",
+			told{"authentication_failed", 0, limit{}}},
+		{"429", "refuse: 429 rate_limit_error - later", "",
+			told{"rate_limit", 429, limit{}}},
+		{"a plan's limit", "refuse: 429 rate_limit_error " + unified + " - limited", plan,
+			told{"rate_limit", 429, limit{"rejected", "five_hour", 4000000000}}},
+		{"a balance", "refuse: 400 invalid_request_error - Your credit balance is too low " +
+			"to access the Anthropic API.", "",
+			told{"billing_error", 400, limit{}}},
+		{"529", "refuse: 529 overloaded_error - later", "",
+			told{"another", 529, limit{}}},
+	}
+	for _, test := range tests {
+		options := append(strings.Fields(test.env), "CLAUDE_CODE_MAX_RETRIES=1")
+		list := v.begin(t, test.prompt, options...).end(1)
+		result := only(t, list, "result", line.isResult)
+		got := told{Status: result.APIStatus}
+		for _, l := range list {
+			if l.Type == "assistant" {
+				got.Error = l.Error
+			}
+			if l.Type == "rate_limit_event" && (l.Limit.Kind != "" || l.Limit.ResetsAt > 0) {
+				got.Limit = l.Limit
+			}
+		}
+		named := []string{"authentication_failed", "rate_limit", "billing_error"}
+		if !slices.Contains(named, got.Error) {
+			got.Error = "another"
+		}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+		if !result.IsError || result.Result == "" {
+			t.Errorf("%s: %+v", test.name, result)
+		}
+	}
+}
+
+func filesAreKept(t *testing.T, v *vm, _ *asked) {
+	result := only(t, v.run(t, "hello"), "result", line.isResult)
+	got := map[string][]string{}
+	for _, name := range []string{"home", "tmp", "workspace"} {
+		got[name] = entries(t, v.dir+"/"+name)
+	}
+	want := map[string][]string{
+		"home":      {".claude", ".claude.json"},
+		"tmp":       {"cc-socks", fmt.Sprintf("claude-%d", os.Getuid())},
+		"workspace": nil,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
+	}
+	conversation := v.dir + "/home/.claude/projects/*/" + result.SessionID + ".jsonl"
+	if found, _ := filepath.Glob(conversation); len(found) != 1 {
+		t.Errorf("the conversation is in %v, not in %s", found, conversation)
+	}
+}
+
+func headersAreSent(t *testing.T, v *vm, seen *asked) {
+	const messages = "POST /v1/messages"
+	type credentials struct{ Key, Authorization string }
+	tests := []struct {
+		env  string
+		want credentials
+	}{
+		{"ANTHROPIC_API_KEY=a-key", credentials{"a-key", ""}},
+		{"ANTHROPIC_API_KEY= CLAUDE_CODE_OAUTH_TOKEN=a-token", credentials{"", "Bearer a-token"}},
+		{"ANTHROPIC_API_KEY=a-key ANTHROPIC_AUTH_TOKEN=a-token",
+			credentials{"a-key", "Bearer a-token"}},
+		{"ANTHROPIC_API_KEY= ANTHROPIC_AUTH_TOKEN=a-gateways CLAUDE_CODE_OAUTH_TOKEN=a-token",
+			credentials{"", "Bearer a-gateways"}},
+	}
+	for _, test := range tests {
+		v.run(t, "hello", strings.Fields(test.env)...)
+		sent := seen.header(messages)
+		got := credentials{sent.Get("X-Api-Key"), sent.Get("Authorization")}
+		if diff := cmp.Diff(test.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.env, diff)
+		}
+		isSubscription := test.want == credentials{"", "Bearer a-token"}
+		isTold := strings.Contains(sent.Get("Anthropic-Beta"), "oauth-2025-04-20")
+		if isSubscription != isTold || sent.Get("Anthropic-Version") == "" {
+			t.Errorf("%s: %v", test.env, sent)
+		}
+	}
+	// The proxy lets the second not through, and the CLI does well without it.
+	others := slices.DeleteFunc(seen.routes(), func(route string) bool {
+		return route == messages || route == "HEAD /api/hello"
+	})
+	if len(others) > 0 {
+		t.Errorf("it asks for %v too", others)
+	}
+}
