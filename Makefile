@@ -4,10 +4,12 @@
 # make soak    ten minutes of hostile load (SOAK=20m for more), the tests that wait for minutes,
 #              and a thousand commands whose clients are cut off
 # make idle    half an hour in which a started Claude Code waits
+# make bump    another Claude Code, the newest or CLI=2.1.331, if the canaries hold on it
+# make canary  what the server leans on of Claude Code, held with the real one
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 # make kube    the file for Kubernetes against its schema; the tool compiles for minutes, once
 .POSIX:
-.PHONY: setup build run check test tools unit relay e2e lint bench soak idle fuzz fuzz-briefly kube clean
+.PHONY: setup build run check test tools unit relay e2e canary bump lint bench soak idle fuzz fuzz-briefly kube clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
@@ -56,6 +58,12 @@ relay:
 e2e: build
 	scripts/npm-ci examples/whatsapp-relay
 	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e
+
+canary:
+	go test -count=1 -timeout 5m -parallel 4 -v -run '^TestCanary' ./e2e
+
+bump:
+	scripts/bump $(CLI)
 
 bench: build
 	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
