@@ -35,9 +35,12 @@ func TestCanary(t *testing.T) {
 		{waitingIsSilent, "a waiting CLI says what its hooks say, no more, and asks nothing"},
 		{imageArrives, "a small image arrives byte for byte, by its true type, before the text"},
 		{keyIsRetried, "a refused key is retried, with three numbered lines within seconds"},
-		{refusalsAreTold, "what the API refuses is told by error, status and limit"},
+		{refusedKeyIsTold, "refused and missing credentials are one error, told apart by status"},
+		{limitIsTold, "a plan's limit and an empty balance are told by error and limit"},
+		{overloadIsTold, "too many requests and an overload are told by status"},
 		{filesAreKept, "it writes into HOME and TMPDIR alone, the conversation under .claude"},
-		{headersAreSent, "it sends each credential in its header, and asks for messages alone"},
+		{keyIsSent, "a key is sent as x-api-key, beside a bearer too; messages alone are asked for"},
+		{tokenIsSent, "a token is sent as bearer, a gateway's before a subscription's"},
 	}
 	for _, f := range facts {
 		t.Run(f.fact, func(t *testing.T) {
@@ -293,58 +296,63 @@ func keyIsRetried(t *testing.T, v *vm, _ *asked) {
 	}
 }
 
-func refusalsAreTold(t *testing.T, v *vm, _ *asked) {
-	const plan = "ANTHROPIC_API_KEY= CLAUDE_CODE_OAUTH_TOKEN=dummy-token"
-	const unified = "anthropic-ratelimit-unified-status=rejected " +
-		"anthropic-ratelimit-unified-reset=4000000000 " +
-		"anthropic-ratelimit-unified-representative-claim=five_hour"
-	// The server looks for three errors by name; of others it reads the status.
-	type told struct {
-		Error  string
-		Status int
-		Limit  limit
+// refusal is what the server reads of one: of errors it knows three by name.
+type refusal struct {
+	Error  string
+	Status int
+	Limit  limit
+}
+
+func refusedKeyIsTold(t *testing.T, v *vm, _ *asked) {
+	v.isTold(t, refusal{"authentication_failed", 401, limit{}},
+		"refuse: 401 authentication_error - no")
+	v.isTold(t, refusal{"authentication_failed", 0, limit{}},
+		"hello", "ANTHROPIC_API_KEY=")
+}
+
+func limitIsTold(t *testing.T, v *vm, _ *asked) {
+	const reset = 4000000000
+	unified := fmt.Sprintf("anthropic-ratelimit-unified-status=rejected "+
+		"anthropic-ratelimit-unified-reset=%d "+
+		"anthropic-ratelimit-unified-representative-claim=five_hour", reset)
+	v.isTold(t, refusal{"rate_limit", 429, limit{"rejected", "five_hour", reset}},
+		"refuse: 429 rate_limit_error "+unified+" - limited",
+		"ANTHROPIC_API_KEY=", "CLAUDE_CODE_OAUTH_TOKEN=dummy-token")
+	v.isTold(t, refusal{"billing_error", 400, limit{}}, "refuse: 400 invalid_request_error - "+
+		"Your credit balance is too low to access the Anthropic API.")
+}
+
+func overloadIsTold(t *testing.T, v *vm, _ *asked) {
+	v.isTold(t, refusal{"rate_limit", 429, limit{}}, "refuse: 429 rate_limit_error - later")
+	v.isTold(t, refusal{"another", 529, limit{}}, "refuse: 529 overloaded_error - later")
+}
+
+// isTold wants a prompt to be refused.
+func (v *vm) isTold(t *testing.T, want refusal, prompt string, env ...string) {
+	t.Helper()
+	// Once more only, or it would try for three minutes.
+	list := v.begin(t, prompt, append(env, "CLAUDE_CODE_MAX_RETRIES=1")...).end(1)
+	result := only(t, list, "result", line.isResult)
+	if !result.IsError || result.Result == "" {
+		t.Errorf("%s: %+v", prompt, result)
 	}
-	tests := []struct {
-		name, prompt, env string
-		want              told
-	}{
-		{"a refused key", "refuse: 401 authentication_error - no", "",
-			told{"authentication_failed", 401, limit{}}},
-		{"no credentials", "hello", "ANTHROPIC_API_KEY=",
-			told{"authentication_failed", 0, limit{}}},
-		{"429", "refuse: 429 rate_limit_error - later", "",
-			told{"rate_limit", 429, limit{}}},
-		{"a plan's limit", "refuse: 429 rate_limit_error " + unified + " - limited", plan,
-			told{"rate_limit", 429, limit{"rejected", "five_hour", 4000000000}}},
-		{"a balance", "refuse: 400 invalid_request_error - Your credit balance is too low " +
-			"to access the Anthropic API.", "",
-			told{"billing_error", 400, limit{}}},
-		{"529", "refuse: 529 overloaded_error - later", "",
-			told{"another", 529, limit{}}},
+
+	got := refusal{Status: result.APIStatus}
+	for _, l := range list {
+		if l.Type == "assistant" {
+			got.Error = l.Error
+		}
+		// Without either it is no plan's limit.
+		if l.Type == "rate_limit_event" && (l.Limit.Kind != "" || l.Limit.ResetsAt > 0) {
+			got.Limit = l.Limit
+		}
 	}
-	for _, test := range tests {
-		options := append(strings.Fields(test.env), "CLAUDE_CODE_MAX_RETRIES=1")
-		list := v.begin(t, test.prompt, options...).end(1)
-		result := only(t, list, "result", line.isResult)
-		got := told{Status: result.APIStatus}
-		for _, l := range list {
-			if l.Type == "assistant" {
-				got.Error = l.Error
-			}
-			if l.Type == "rate_limit_event" && (l.Limit.Kind != "" || l.Limit.ResetsAt > 0) {
-				got.Limit = l.Limit
-			}
-		}
-		named := []string{"authentication_failed", "rate_limit", "billing_error"}
-		if !slices.Contains(named, got.Error) {
-			got.Error = "another"
-		}
-		if diff := cmp.Diff(test.want, got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", test.name, diff)
-		}
-		if !result.IsError || result.Result == "" {
-			t.Errorf("%s: %+v", test.name, result)
-		}
+	named := []string{"authentication_failed", "rate_limit", "billing_error"}
+	if !slices.Contains(named, got.Error) {
+		got.Error = "another"
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", prompt, diff)
 	}
 }
 
@@ -368,38 +376,50 @@ func filesAreKept(t *testing.T, v *vm, _ *asked) {
 	}
 }
 
-func headersAreSent(t *testing.T, v *vm, seen *asked) {
-	const messages = "POST /v1/messages"
-	type credentials struct{ Key, Authorization string }
-	tests := []struct {
-		env  string
-		want credentials
-	}{
-		{"ANTHROPIC_API_KEY=a-key", credentials{"a-key", ""}},
-		{"ANTHROPIC_API_KEY= CLAUDE_CODE_OAUTH_TOKEN=a-token", credentials{"", "Bearer a-token"}},
-		{"ANTHROPIC_API_KEY=a-key ANTHROPIC_AUTH_TOKEN=a-token",
-			credentials{"a-key", "Bearer a-token"}},
-		{"ANTHROPIC_API_KEY= ANTHROPIC_AUTH_TOKEN=a-gateways CLAUDE_CODE_OAUTH_TOKEN=a-token",
-			credentials{"", "Bearer a-gateways"}},
-	}
-	for _, test := range tests {
-		v.run(t, "hello", strings.Fields(test.env)...)
-		sent := seen.header(messages)
-		got := credentials{sent.Get("X-Api-Key"), sent.Get("Authorization")}
-		if diff := cmp.Diff(test.want, got); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", test.env, diff)
-		}
-		isSubscription := test.want == credentials{"", "Bearer a-token"}
-		isTold := strings.Contains(sent.Get("Anthropic-Beta"), "oauth-2025-04-20")
-		if isSubscription != isTold || sent.Get("Anthropic-Version") == "" {
-			t.Errorf("%s: %v", test.env, sent)
-		}
-	}
-	// The proxy lets the second not through, and the CLI does well without it.
+const messages = "POST /v1/messages"
+
+// login is what a request has of credentials.
+type login struct {
+	Key, Authorization string
+	IsSubscription     bool // by the beta that the API wants with such a token
+}
+
+func keyIsSent(t *testing.T, v *vm, seen *asked) {
+	v.sends(t, seen, login{Key: "a-key"}, "ANTHROPIC_API_KEY=a-key")
+	v.sends(t, seen, login{Key: "a-key", Authorization: "Bearer a-token"},
+		"ANTHROPIC_API_KEY=a-key", "ANTHROPIC_AUTH_TOKEN=a-token")
+
+	// The proxy does not let the second through, and the CLI does well without it.
 	others := slices.DeleteFunc(seen.routes(), func(route string) bool {
 		return route == messages || route == "HEAD /api/hello"
 	})
 	if len(others) > 0 {
 		t.Errorf("it asks for %v too", others)
+	}
+}
+
+func tokenIsSent(t *testing.T, v *vm, seen *asked) {
+	const none = "ANTHROPIC_API_KEY="
+	v.sends(t, seen, login{"", "Bearer a-plans", true},
+		none, "CLAUDE_CODE_OAUTH_TOKEN=a-plans")
+	v.sends(t, seen, login{Authorization: "Bearer a-gateways"},
+		none, "CLAUDE_CODE_OAUTH_TOKEN=a-plans", "ANTHROPIC_AUTH_TOKEN=a-gateways")
+}
+
+// sends wants a prompt to be sent with those credentials.
+func (v *vm) sends(t *testing.T, seen *asked, want login, env ...string) {
+	t.Helper()
+	v.run(t, "hello", env...)
+	sent := seen.header(messages)
+	got := login{
+		Key:            sent.Get("X-Api-Key"),
+		Authorization:  sent.Get("Authorization"),
+		IsSubscription: strings.Contains(sent.Get("Anthropic-Beta"), "oauth-2025-04-20"),
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("%v (-want +got):\n%s", env, diff)
+	}
+	if sent.Get("Anthropic-Version") == "" {
+		t.Errorf("%v: there is no anthropic-version among %v", env, sent)
 	}
 }
