@@ -48,7 +48,7 @@ program 'node: an allowed name without TLS' "fetch('http://allowed.example/').th
 program 'node: a denied name' "fetch('https://denied.example/').then(r=>r.text()).then(console.log)"
 try 'git: an allowed name' "git ls-remote http://allowed.example/x"
 try 'git: a denied name' "git ls-remote http://denied.example/x"
-try 'npm: an allowed name' "npm view package description --registry=http://allowed.example/ --cache=$out.npm"
+try 'npm: an allowed name' "npm view package description --registry=http://allowed.example/ --fetch-retries=0 --no-update-notifier --cache=$out.npm"
 try 'python: an allowed name' "python3 -c 'import urllib.request as u; print(u.urlopen(\"http://allowed.example/\").read())'"
 try 'a question for a name' "getent ahostsv4 secret.example | sed s/$OUT/reached/"
 program 'a question for a name, sent to a server' "r=new (require('dns').Resolver)({timeout:2000,tries:1});r.setServers(['$OUT']);r.resolve4('secret.example',(e,a)=>console.log(e?e.code:'reached'))"
