@@ -1,23 +1,20 @@
 # make run     set everything up and start the server on 127.0.0.1:3001
 # make check   format, vet, lint and the unit tests, in a minute
 # make test    everything that can be checked without a container engine
-# make soak    ten minutes of hostile load (SOAK=20m for more), the tests that wait for minutes,
-#              and a thousand commands whose clients are cut off
+# make soak    ten minutes of hostile load (SOAK=20m for more), a thousand commands whose clients
+#              are cut off, and make long, the test that does nothing but wait for five minutes
 # make idle    half an hour in which a started Claude Code waits
 # make bump    another Claude Code, the newest or CLI=2.1.331, if the canaries hold on it
 # make canary  what the server leans on of Claude Code, held with the real one
 # make bench   speed and memory, for people: the numbers of a noisy machine prove nothing
 # make kube    the file for Kubernetes against its schema; the tool compiles for minutes, once
 .POSIX:
-.PHONY: setup build run check test tools unit relay e2e canary bump lint bench soak idle fuzz fuzz-briefly kube clean
+.PHONY: setup build run check test tools unit relay e2e canary bump lint bench soak long idle fuzz fuzz-briefly kube clean
 
 VERSION = $$(git describe --tags --always --dirty 2>/dev/null || echo dev)
 FUZZTIME = 10m
 SOAK = 10m
 ROUNDS = 10
-# Which tests take too long to wait for at each change, and when they are run instead.
-UNHURRIED = ^Test(Soak|Long)
-SOAKS = $(UNHURRIED)
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 ACTIONLINT = github.com/rhysd/actionlint/cmd/actionlint@v1.7.12
 KUBECTL_VALIDATE = sigs.k8s.io/kubectl-validate@v0.0.4
@@ -34,7 +31,7 @@ run: setup build
 
 # What can be checked in a minute: neither npm, Chromium nor root is needed.
 check: lint
-	go test -count=1 -timeout 5m -parallel 12 -skip '$(UNHURRIED)' .
+	go test -count=1 -timeout 5m -parallel 12 -skip '^Test(Soak|Long)' .
 
 test: setup lint unit fuzz-briefly relay e2e
 
@@ -49,7 +46,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -timeout 10m -parallel 8 -skip '$(UNHURRIED)' .
+	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
 
 relay:
 	scripts/npm-ci examples/whatsapp-relay
@@ -72,9 +69,13 @@ bench: build
 	go test -run '^$$' -bench 'Flood|Stubborn|Stream|Chains' -benchtime 3x .
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
-soak: build
-	SOAK=$(SOAK) go test -count=1 -run '$(SOAKS)' -parallel 6 -v -timeout 40m .
+LONG = long
+soak: build $(LONG)
+	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -parallel 6 -v -timeout 40m .
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -v -timeout 60m ./e2e
+
+long:
+	go test -count=1 -run '^TestLong' -v -timeout 15m .
 
 idle: build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e
