@@ -167,6 +167,36 @@ func TestImageTheAgentReachesAllowedNamesAlone(t *testing.T) {
 		}
 	})
 
+	t.Run("odd requests", func(t *testing.T) {
+		want, got := map[string]string{}, map[string]string{}
+		for _, test := range []struct{ name, request, status string }{
+			{"the plain form, as a control", "GET http://allowed.example/ HTTP/1.1\r\nHost: allowed.example", "200"},
+			{"a tunnel, as a control", "CONNECT allowed.example:443 HTTP/1.1", "200"},
+			{"a denied name, with an allowed one as Host", "GET http://denied.example/ HTTP/1.1\r\nHost: allowed.example", "403"},
+			{"a tunnel to a denied name, with an allowed one as Host", "CONNECT denied.example:443 HTTP/1.1\r\nHost: allowed.example", "403"},
+			{"a denied name after an allowed one as user", "GET http://allowed.example@denied.example/ HTTP/1.1", "403"},
+			{"a name that only ends like an allowed one", "CONNECT xallowed.example:443 HTTP/1.1", "403"},
+			{"a name below an allowed one without a dot", "CONNECT a.allowed.example:443 HTTP/1.1", "403"},
+			{"a tunnel to another port", "CONNECT allowed.example:22 HTTP/1.1", "403"},
+			{"a port that is 443 in 16 bits", "CONNECT allowed.example:65979 HTTP/1.1", "400"},
+			{"FTP", "GET ftp://allowed.example:80/ HTTP/1.1", "403"},
+			{"TLS by the proxy's own hand", "GET https://allowed.example/ HTTP/1.1", "403"},
+			{"Squid's own pages", "GET http://gateway:3128/squid-internal-mgr/info HTTP/1.1", "403"},
+			{"Squid's own pages in the old form", "GET cache_object://allowed.example/info HTTP/1.1", "403"},
+			{"an IPv4 address in IPv6 form", "CONNECT [::ffff:" + w.lan + "]:443 HTTP/1.1", "403"},
+			{"the gateway itself", "CONNECT 127.0.0.1:443 HTTP/1.1", "403"},
+			{"a cloud's metadata", "GET http://169.254.169.254/ HTTP/1.1", "403"},
+			{"an allowed name without an address", "CONNECT none.below.example:443 HTTP/1.1", "503"},
+		} {
+			want[test.name] = test.status
+			script := fmt.Sprintf(`exec 3<>/dev/tcp/gateway/3128; printf '%s\r\n\r\n' >&3; read -r -t 20 _ status _ <&3; echo "$status"`, strings.ReplaceAll(test.request, "\r\n", `\r\n`))
+			got[test.name] = run(t, "exec", "--user=node", w.name+"-vm", "bash", "-c", script)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("the status (-want +got):\n%s", diff)
+		}
+	})
+
 	// The controls: with the rules off, what they are there for gets through.
 	for _, test := range []struct {
 		name    string
@@ -178,8 +208,9 @@ func TestImageTheAgentReachesAllowedNamesAlone(t *testing.T) {
 			"a denied name", "a denied name by TLS", "a redirect to a denied name", "an allowed name at another port",
 			"an address", "an address by TLS", "an address as a number", "an IPv6 address", "node: a denied name", "git: a denied name",
 			"a private address", "a name of a private address", "a name of a private address by TLS", "a name of a public and a private address"}},
-		// With all the names, as any of them may be the one that the address leads back to.
-		{"a ban on reverse lookups", []string{`dstdomain -n "/tmp/names"`, "dstdomain .example"}, []string{
+		// With all the names, as any may be the one that the address leads back to; Podman's
+		// own for this machine, host.containers.internal, too.
+		{"a ban on reverse lookups", []string{`dstdomain -n "/tmp/names"`, "dstdomain .example .internal"}, []string{
 			"a denied name", "a denied name by TLS", "a redirect to a denied name", "node: a denied name", "git: a denied name",
 			"an address", "an address by TLS", "an address as a number"}},
 	} {

@@ -237,7 +237,7 @@ func (w *world) remove(kind string) {
 func (w *world) gateway(port string, changes ...string) {
 	w.t.Helper()
 	service := egressFile(w.t, w.env()).Services["gateway"]
-	flags := append(flagsOf(w.t, service), w.names()...)
+	flags := append(flagsOf(w.t, service), append(w.names(), "--dns="+w.out)...)
 	for _, entry := range service["ports"].([]any) {
 		flags = append(flags, "--publish="+strings.Replace(entry.(string), ":3001:", ":"+port+":", 1))
 	}
@@ -329,7 +329,7 @@ func (w *world) listen() (ca string) {
 }
 
 // tellNames answers every question for a name (RFC 1035, 4.1) with this machine's public
-// address, and notes that it was asked.
+// address, but for none's, and notes that it was asked for a secret one.
 func (w *world) tellNames() {
 	w.t.Helper()
 	names, err := net.ListenPacket("udp", w.out+":53")
@@ -345,7 +345,8 @@ func (w *world) tellNames() {
 		answer := slices.Clone(question)
 		answer[2], answer[3] = 0x81, 0x80 // an answer, without an error
 		isA := bytes.Contains(question, []byte{0, 0, 1, 0, 1})
-		if isA && question[11] == 0 { // and nothing behind the question
+		isNowhere := bytes.Contains(question, []byte("none"))
+		if isA && !isNowhere && question[11] == 0 { // and nothing behind the question
 			answer[7] = 1
 			answer = append(answer, 0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 0, 0, 4)
 			answer = append(answer, net.ParseIP(w.out).To4()...)
