@@ -171,6 +171,10 @@ func TestAWaitingAgentsGitWorksInItsCommand(t *testing.T) {
 	v := g.start(t, gitToken, "VM_WARM=true")
 	const hook = `{"hooks":{"SessionStart":[{"hooks":[{"type":"command","command":"cat >/dev/null; git ls-remote https://HOST/team/main.git >>hook 2>&1 || :"}]}]}}`
 	v.say("bash: mkdir .claude; echo '"+strings.Replace(hook, "HOST", g.host, 1)+"' >.claude/settings.json", "")
+	v.eventually("the waiting one's hook has tried", func() bool {
+		said, _ := os.ReadFile(v.dir + "/workspace/hook")
+		return strings.Contains(string(said), "403")
+	})
 	a := v.say("bash: git clone -q https://"+g.host+"/team/main.git a && ls -A a && cat hook", "")
 	v.want(a.Result, ".gitmodules", "remote: vm-server serves the agent whose command runs, by its own placeholder")
 }
