@@ -21,10 +21,8 @@ func newAPIProxy(cfg *config, log *slog.Logger) *destination {
 	p := &apiProxy{cfg, log}
 	forward := &httputil.ReverseProxy{
 		Rewrite:        p.rewrite,
-		FlushInterval:  -1, // events as they come
 		ModifyResponse: p.inspect,
 		ErrorHandler:   p.outOfReach,
-		ErrorLog:       newErrorLog(),
 	}
 	return &destination{name: toAPI, isAsked: p.isAsked, refuse: refuseAPI, forward: forward}
 }

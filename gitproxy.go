@@ -24,10 +24,8 @@ func newGitProxy(cfg *config, log *slog.Logger) *destination {
 	g := &gitProxy{cfg, log}
 	forward := &httputil.ReverseProxy{
 		Rewrite:        g.rewrite,
-		FlushInterval:  -1, // progress as it comes
 		ModifyResponse: g.inspect,
 		ErrorHandler:   g.tell,
-		ErrorLog:       newErrorLog(),
 	}
 	return &destination{name: toGit, isAsked: g.isAsked, refuse: refuseGit, forward: forward}
 }

@@ -112,7 +112,7 @@ type destination struct {
 	name    string
 	isAsked func(l *lease, r *http.Request) bool // by the placeholder, where its secret belongs
 	refuse  func(w http.ResponseWriter, status int, why string)
-	forward *httputil.ReverseProxy // with the secret
+	forward *httputil.ReverseProxy // with the secret; newKeyProxy sets what both have
 }
 
 // keyProxy is an http.Handler, safe for concurrent use.
@@ -124,7 +124,14 @@ type keyProxy struct {
 }
 
 func newKeyProxy(cfg *config, log *slog.Logger) *keyProxy {
-	return &keyProxy{cfg: cfg, api: newAPIProxy(cfg, log), git: newGitProxy(cfg, log)}
+	p := &keyProxy{cfg: cfg, api: newAPIProxy(cfg, log), git: newGitProxy(cfg, log)}
+	for _, to := range []*destination{p.api, p.git} {
+		to.forward.FlushInterval = -1 // events and progress as they come
+		// What net/http says of an answer that breaks off may quote it. The agent notices,
+		// and says what it makes of it.
+		to.forward.ErrorLog = stdlog.New(io.Discard, "", 0)
+	}
+	return p
 }
 
 // lend lets the holder of l use the secrets, and nobody else, until end is called. That
@@ -227,7 +234,3 @@ func reasonOf(err error) string {
 		return "neither it nor a proxy on the way gave a valid answer"
 	}
 }
-
-// newErrorLog takes what net/http says of an answer that breaks off, and drops it: it may
-// quote the answer. The agent notices, and says what it makes of it.
-func newErrorLog() *stdlog.Logger { return stdlog.New(io.Discard, "", 0) }

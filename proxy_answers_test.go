@@ -156,6 +156,7 @@ func TestWhatIsOutOfReachIsToldAndLoggedOnceACommand(t *testing.T) {
 		{"its answer breaks off in the head", raw("HTTP/1.1 200"), "it closed the connection"},
 		{"its first line is an echo", raw(realKey + prompt + "\r\n\r\n"), "gave a valid answer"},
 		{"its header is an echo", headEcho, "gave a valid answer"},
+		{"its status is none", raw("HTTP/1.1 000 " + prompt + "\r\n\r\n"), "gave a valid answer"},
 		{"it switches protocols", switches, "it switched to another protocol"},
 		{"it speaks no TLS", noTLS, "gave a valid answer"},
 	}

@@ -22,57 +22,6 @@ import (
 
 // What compose.yaml, fly.toml, README.md and the entrypoint make of the image.
 
-// composeFlags is compose.yaml as flags of `run`, but for its ports and volumes.
-// A key that it doesn't know ends the test, so that none is forgotten.
-func composeFlags(t testing.TB) (flags []string) {
-	t.Helper()
-	comment := regexp.MustCompile(` +#.*`)
-	key := regexp.MustCompile(`^    (\w+):\s*(.*)$`)
-	entry := regexp.MustCompile(`^      (?:- )?([^-\s].*)$`)
-	option := map[string]string{
-		"tmpfs": "--tmpfs=", "cap_drop": "--cap-drop=", "cap_add": "--cap-add=", "security_opt": "--security-opt=", "sysctls": "--sysctl=",
-		"pids_limit": "--pids-limit=", "mem_limit": "--memory=", "shm_size": "--shm-size=", "stop_grace_period": "--stop-timeout=",
-	}
-	notOfRun := []string{"build", "image", "environment", "ports", "volumes", "restart"}
-	name := ""
-	add := func(value string) {
-		if slices.Contains(notOfRun, name) {
-			return
-		}
-		value = strings.Trim(value, `"`)
-		switch name {
-		case "read_only":
-			flags = append(flags, "--read-only="+value)
-			return
-		case "security_opt":
-			value = strings.TrimSuffix(value, ":true")
-		case "sysctls":
-			value = strings.Replace(value, ": ", "=", 1)
-		case "stop_grace_period":
-			value = strings.TrimSuffix(value, "s")
-		}
-		if option[name] == "" {
-			t.Fatalf("compose.yaml has %q, which this test can't make a flag of", name)
-		}
-		flags = append(flags, option[name]+value)
-	}
-
-	for line := range strings.Lines(read(t, "compose.yaml")) {
-		line = comment.ReplaceAllString(strings.TrimRight(line, "\n"), "")
-		if match := key.FindStringSubmatch(line); match != nil {
-			name = match[1]
-			for value := range strings.SplitSeq(strings.Trim(match[2], "[]"), ", ") {
-				if value != "" {
-					add(value)
-				}
-			}
-		} else if match := entry.FindStringSubmatch(line); match != nil {
-			add(match[1])
-		}
-	}
-	return flags
-}
-
 // overridden leaves out each mount that a later one hides: at the same place, or
 // above it.
 func overridden(flags []string) (list []string) {

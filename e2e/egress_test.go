@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"go.yaml.in/yaml/v3"
 )
 
 // tries prints a line for each try to reach something, all at the same time.
@@ -264,14 +263,9 @@ func (w *world) proxyAnswers(v *vm) {
 
 // The two forms differ in their networks alone.
 func TestTheFormWithAGatewayIsAsHardAsTheOther(t *testing.T) {
-	vmOf := func(name string) map[string]any {
-		var file struct{ Services map[string]map[string]any }
-		if err := yaml.Unmarshal([]byte(read(t, name)), &file); err != nil {
-			t.Fatal(err)
-		}
-		return file.Services["vm"]
-	}
-	plain, behind := vmOf("compose.yaml"), vmOf("compose.egress.yaml")
+	env := map[string]string{"VM_TOKEN": "x"}
+	plain := readCompose(t, "compose.yaml", env).Services["vm"]
+	behind := readCompose(t, "compose.egress.yaml", env).Services["vm"]
 
 	delete(plain, "ports") // the gateway's
 	for _, name := range []string{"networks", "extra_hosts", "dns", "depends_on"} {

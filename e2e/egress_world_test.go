@@ -12,22 +12,18 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"maps"
 	"math/big"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"time"
-
-	"go.yaml.in/yaml/v3"
 )
 
 // compose.egress.yaml, by the engine's own commands. The world outside is this
@@ -42,82 +38,6 @@ func run(t testing.TB, args ...string) string {
 		t.Fatalf("%s %q: %v\n%s", engine, args, err, output)
 	}
 	return strings.TrimSpace(string(output))
-}
-
-// composeOf is compose.egress.yaml with an environment.
-type composeOf struct {
-	Services map[string]map[string]any
-	Networks map[string]struct {
-		Internal   bool
-		DriverOpts map[string]string `yaml:"driver_opts"`
-		IPAM       struct{ Config []struct{ Subnet string } }
-	}
-}
-
-func egressFile(t testing.TB, env map[string]string) (file composeOf) {
-	t.Helper()
-	variable := regexp.MustCompile(`\$\{(\w+):([-?])([^}]*)\}`)
-	text := variable.ReplaceAllStringFunc(read(t, "compose.egress.yaml"), func(found string) string {
-		match := variable.FindStringSubmatch(found)
-		value, isSet := env[match[1]]
-		if !isSet && match[2] == "?" {
-			t.Fatalf("compose.egress.yaml needs %s", match[1])
-		}
-		if !isSet {
-			value = match[3]
-		}
-		return value
-	})
-	if err := yaml.Unmarshal([]byte(text), &file); err != nil {
-		t.Fatal(err)
-	}
-	return file
-}
-
-// flagsOf are a service's keys as flags of `create`, but for networks and volumes. A key
-// that it doesn't know ends the test, so that none is forgotten.
-func flagsOf(t testing.TB, service map[string]any) (flags []string) {
-	t.Helper()
-	option := map[string]string{
-		"tmpfs": "--tmpfs=", "cap_drop": "--cap-drop=", "cap_add": "--cap-add=", "security_opt": "--security-opt=", "sysctls": "--sysctl=",
-		"pids_limit": "--pids-limit=", "mem_limit": "--memory=", "shm_size": "--shm-size=", "stop_grace_period": "--stop-timeout=",
-		"read_only": "--read-only=", "dns": "--dns=", "extra_hosts": "--add-host=", "environment": "--env=",
-	}
-	for _, name := range slices.Sorted(maps.Keys(service)) {
-		if slices.Contains([]string{"build", "image", "ports", "volumes", "restart", "networks", "depends_on", "logging"}, name) {
-			continue
-		}
-		if option[name] == "" {
-			t.Fatalf("compose.egress.yaml has %q, which this test can't make a flag of", name)
-		}
-		var values []string
-		switch value := service[name].(type) {
-		case []any:
-			for _, entry := range value {
-				values = append(values, fmt.Sprint(entry))
-			}
-		case map[string]any:
-			for _, key := range slices.Sorted(maps.Keys(value)) {
-				entry := ""
-				if value[key] != nil {
-					entry = fmt.Sprint(value[key])
-				}
-				values = append(values, key+"="+entry)
-			}
-		default:
-			values = []string{fmt.Sprint(value)}
-		}
-		for _, value := range values {
-			switch name {
-			case "security_opt":
-				value = strings.TrimSuffix(value, ":true")
-			case "stop_grace_period":
-				value = strings.TrimSuffix(value, "s")
-			}
-			flags = append(flags, option[name]+value)
-		}
-	}
-	return flags
 }
 
 // world is what there is outside: hosts on this machine, and the networks that lead to
@@ -149,7 +69,7 @@ func (w *world) network(kind string, flags ...string) string {
 // Docker's; Podman gives an internal network's bridge no address where it has no name
 // server to serve there.
 func (w *world) insideNetwork() string {
-	inside := egressFile(w.t, w.env()).Networks["inside"]
+	inside := readCompose(w.t, "compose.egress.yaml", w.env()).Networks["inside"]
 	flags := []string{"--subnet=" + inside.IPAM.Config[0].Subnet}
 	if inside.Internal {
 		flags = append(flags, "--internal")
@@ -236,7 +156,7 @@ func (w *world) remove(kind string) {
 // beside it, and with changes of squid.conf: what is there, and what is to be.
 func (w *world) gateway(port string, changes ...string) {
 	w.t.Helper()
-	service := egressFile(w.t, w.env()).Services["gateway"]
+	service := readCompose(w.t, "compose.egress.yaml", w.env()).Services["gateway"]
 	flags := append(flagsOf(w.t, service), append(w.names(), "--dns="+w.out)...)
 	for _, entry := range service["ports"].([]any) {
 		flags = append(flags, "--publish="+strings.Replace(entry.(string), ":3001:", ":"+port+":", 1))
@@ -259,7 +179,7 @@ func (w *world) gateway(port string, changes ...string) {
 // agent starts the container vm as compose.egress.yaml has it.
 func (w *world) agent(ca, port string) *vm {
 	w.t.Helper()
-	service := egressFile(w.t, w.env()).Services["vm"]
+	service := readCompose(w.t, "compose.egress.yaml", w.env()).Services["vm"]
 	dir := newDir(w.t)
 	for name, text := range map[string]string{"tries": tries, "ca.pem": ca} {
 		if err := os.WriteFile(filepath.Join(dir, "workspace", name), []byte(text), 0o644); err != nil {
@@ -316,7 +236,7 @@ func (w *world) listen() (ca string) {
 		_, port, _ := net.SplitHostPort(listener.Addr().String())
 		return port
 	}
-	certificate, ca := authority(w.t)
+	certificate, ca := authority(w.t, "allowed.example", "denied.example", "model.example", "private.example", "mixed.example", "a.below.example")
 	for _, address := range []string{w.out, w.lan, "[" + w.out6 + "]"} {
 		serve(address+":80", nil)
 		serve(address+":443", &tls.Config{Certificates: []tls.Certificate{certificate}})
@@ -373,8 +293,8 @@ func (w *world) see(what string) {
 	w.seen[what] = true
 }
 
-// authority makes a certificate for every name of the world, and that of who signs it.
-func authority(t testing.TB) (certificate tls.Certificate, ca string) {
+// authority makes a certificate for hosts, and that of who signs it.
+func authority(t testing.TB, hosts ...string) (certificate tls.Certificate, ca string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -385,12 +305,12 @@ func authority(t testing.TB) (certificate tls.Certificate, ca string) {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority of the test"}, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
 	}
-	hosts := &x509.Certificate{
+	theirs := &x509.Certificate{
 		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "hosts of the test"}, NotBefore: signer.NotBefore, NotAfter: signer.NotAfter,
-		DNSNames: []string{"allowed.example", "denied.example", "model.example", "private.example", "mixed.example", "a.below.example"},
+		DNSNames: hosts,
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}
-	theirs, err := x509.CreateCertificate(rand.Reader, hosts, signer, &key.PublicKey, key)
+	signed, err := x509.CreateCertificate(rand.Reader, theirs, signer, &key.PublicKey, key)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -399,5 +319,5 @@ func authority(t testing.TB) (certificate tls.Certificate, ca string) {
 		t.Fatal(err)
 	}
 	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: signers})
-	return tls.Certificate{Certificate: [][]byte{theirs}, PrivateKey: key}, string(text)
+	return tls.Certificate{Certificate: [][]byte{signed}, PrivateKey: key}, string(text)
 }

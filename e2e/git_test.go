@@ -2,24 +2,16 @@ package main
 
 import (
 	"bytes"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/pem"
 	"fmt"
 	"io"
-	"math/big"
 	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -31,8 +23,6 @@ const gitToken = "ghp_real-0123456789"
 // team/moved.git a redirect.
 type gitHost struct {
 	host, dir, certificate string
-	mu                     sync.Mutex
-	asked                  []string
 }
 
 func newGitHost(t *testing.T) *gitHost {
@@ -47,9 +37,6 @@ func newGitHost(t *testing.T) *gitHost {
 		Env:  []string{"GIT_PROJECT_ROOT=" + g.dir, "GIT_HTTP_EXPORT_ALL=1", "REMOTE_USER=somebody"},
 	}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		g.mu.Lock()
-		g.asked = append(g.asked, r.Method+" "+r.RequestURI)
-		g.mu.Unlock()
 		name, password, _ := r.BasicAuth()
 		switch {
 		case name != "x-access-token" || password != gitToken:
@@ -65,7 +52,12 @@ func newGitHost(t *testing.T) *gitHost {
 			backend.ServeHTTP(w, r)
 		}
 	}))
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{g.certify(t)}}
+	certificate, ca := authority(t, "localhost")
+	g.certificate = g.dir + "/ca.pem"
+	if err := os.WriteFile(g.certificate, []byte(ca), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	server.StartTLS()
 	t.Cleanup(server.Close)
 	g.host = "localhost" + server.URL[strings.LastIndex(server.URL, ":"):]
@@ -95,29 +87,6 @@ func (g *gitHost) git(t *testing.T, folder string, args ...string) string {
 		t.Fatalf("git %v: %v: %s", args, err, output)
 	}
 	return strings.TrimSpace(string(output))
-}
-
-// certify makes a certificate for localhost, and its file.
-func (g *gitHost) certify(t *testing.T) tls.Certificate {
-	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), DNSNames: []string{"localhost"}, NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.certificate = g.dir + "/certificate.pem"
-	data := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	if err := os.WriteFile(g.certificate, data, 0o644); err != nil {
-		t.Fatal(err)
-	}
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
 // start starts a server that has a token for the host.
