@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"os/exec"
 	"regexp"
 	"slices"
@@ -42,6 +43,7 @@ alone 'an IPv6 address without the proxy' "http://[$OUT6]/"
 alone 'a private address without the proxy' http://$LAN/
 alone 'an allowed name without the proxy' http://allowed.example/
 alone 'the machine on the same network' http://$MACHINE/
+alone 'the machine by its link-local address' "http://[$LINK%25eth0]:${MACHINE##*:}/"
 program 'node: an allowed name' "fetch('https://allowed.example/').then(r=>r.text()).then(console.log)"
 program 'node: an allowed name without TLS' "fetch('http://allowed.example/').then(r=>r.text()).then(console.log)"
 program 'node: a denied name' "fetch('https://denied.example/').then(r=>r.text()).then(console.log)"
@@ -71,11 +73,39 @@ var allowed = []string{"an allowed name", "an allowed name by TLS", "a name belo
 	"git: an allowed name", "npm: an allowed name", "python: an allowed name"}
 
 // script is the tries with this world's addresses; machine is where this machine is on
-// the container's network.
-func (w *world) script(machine string) string {
+// the container's network, of that kind.
+func (w *world) script(network, machine string) string {
 	address := net.ParseIP(w.out).To4()
 	number := int(address[0])<<24 | int(address[1])<<16 | int(address[2])<<8 | int(address[3])
-	return fmt.Sprintf("OUT=%s OUT6=%s LAN=%s NUMBER=%d MACHINE=%s:%s sh /workspace/tries", w.out, w.out6, w.lan, number, machine, w.port)
+	return fmt.Sprintf("OUT=%s OUT6=%s LAN=%s NUMBER=%d MACHINE=%s:%s LINK=%s sh /workspace/tries",
+		w.out, w.out6, w.lan, number, machine, w.port, w.linkLocal(network))
+}
+
+// linkLocal is this machine's address of that kind on a network, once a container is on it.
+func (w *world) linkLocal(network string) string {
+	w.t.Helper()
+	var bridge string
+	if engine == "podman" {
+		bridge = run(w.t, "network", "inspect", "--format={{.NetworkInterface}}", w.name+"-"+network)
+	} else {
+		bridge = "br-" + run(w.t, "network", "inspect", "--format={{slice .Id 0 12}}", w.name+"-"+network)
+	}
+	link, err := net.InterfaceByName(bridge)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	addresses, err := link.Addrs()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	for _, address := range addresses {
+		prefix, err := netip.ParsePrefix(address.String())
+		if err == nil && prefix.Addr().Is6() && prefix.Addr().IsLinkLocalUnicast() {
+			return prefix.Addr().String()
+		}
+	}
+	w.t.Fatalf("%s has no link-local address: %v", bridge, addresses)
+	return ""
 }
 
 // tell reads what the tries printed.
@@ -100,9 +130,9 @@ func compare(t *testing.T, want, got map[string]bool) {
 }
 
 // asNode runs the tries as the agent's user, without asking the server.
-func (w *world) asNode(kind, machine string) map[string]bool {
+func (w *world) asNode(kind, network, machine string) map[string]bool {
 	w.t.Helper()
-	return tell(run(w.t, "exec", "--user=node", w.name+"-"+kind, "sh", "-c", w.script(machine)))
+	return tell(run(w.t, "exec", "--user=node", w.name+"-"+kind, "sh", "-c", w.script(network, machine)))
 }
 
 // The promise, by the agent itself: the command comes in by the gateway's port, the
@@ -125,7 +155,7 @@ func TestImageTheAgentReachesAllowedNamesAlone(t *testing.T) {
 	}, func() string { return run(t, "logs", w.name+"-gateway") })
 
 	machine := w.inside + ".1"
-	compare(t, wanted(false, allowed...), tell(v.bash("success", w.script(machine))))
+	compare(t, wanted(false, allowed...), tell(v.bash("success", w.script("inside", machine))))
 
 	for _, test := range []struct {
 		name, url string
@@ -217,13 +247,13 @@ func TestImageTheAgentReachesAllowedNamesAlone(t *testing.T) {
 			w.remove("gateway")
 			w.gateway(port, test.changes...)
 			w.proxyAnswers(v)
-			compare(t, wanted(false, append(test.through, allowed...)...), w.asNode("vm", machine))
+			compare(t, wanted(false, append(test.through, allowed...)...), w.asNode("vm", "inside", machine))
 		})
 	}
 
 	t.Run("nothing gets out when the gateway is not there", func(t *testing.T) {
 		run(t, "stop", "--time=1", w.name+"-gateway")
-		compare(t, wanted(false), w.asNode("vm", machine))
+		compare(t, wanted(false), w.asNode("vm", "inside", machine))
 	})
 
 	// The control: on ordinary networks every try gets through.
@@ -231,7 +261,7 @@ func TestImageTheAgentReachesAllowedNamesAlone(t *testing.T) {
 		flags := append(append(w.names(), trust()...), "--dns="+w.out, "--volume="+v.dir+"/workspace:/workspace", "--entrypoint=sleep")
 		w.create("control", image, []string{"outside", "lan"}, flags, "300")
 		t.Cleanup(func() { w.remove("control") })
-		compare(t, wanted(true), w.asNode("control", w.out))
+		compare(t, wanted(true), w.asNode("control", "outside", w.out))
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if !w.seen["a question with a secret"] {
@@ -240,12 +270,13 @@ func TestImageTheAgentReachesAllowedNamesAlone(t *testing.T) {
 	})
 
 	// The control of the network's option: a bridge with an address leads to all that
-	// listens on every address of this machine.
+	// listens on every address of this machine, and so does IPv6, which is there by itself.
 	t.Run("control on an internal network as engines make it", func(t *testing.T) {
 		w.network("plain", "--internal", fmt.Sprintf("--subnet=10.214.%d.0/28", w.n), fmt.Sprintf("--gateway=10.214.%d.1", w.n))
 		w.create("beside", image, []string{"plain"}, []string{"--volume=" + v.dir + "/workspace:/workspace", "--entrypoint=sleep"}, "300")
 		t.Cleanup(func() { w.remove("beside") })
-		compare(t, wanted(false, "the machine on the same network"), w.asNode("beside", fmt.Sprintf("10.214.%d.1", w.n)))
+		want := wanted(false, "the machine on the same network", "the machine by its link-local address")
+		compare(t, want, w.asNode("beside", "plain", fmt.Sprintf("10.214.%d.1", w.n)))
 	})
 }
 

@@ -242,7 +242,7 @@ func (w *world) listen() (ca string) {
 		serve(address+":443", &tls.Config{Certificates: []tls.Certificate{certificate}})
 		serve(address+":8080", nil)
 	}
-	w.port = serve("0.0.0.0:0", nil)
+	w.port = serve(":0", nil)
 
 	w.tellNames()
 	return ca
