@@ -15,12 +15,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// tries prints a line for each try to reach something, all at the same time.
+// tries prints a line for each try to reach something, all at the same time. A
+// link-local address is tried for some seconds, as the kernel doesn't use a new one
+// before it has asked whether it is another's (RFC 4862, 5.4).
 const tries = `
 out=$(mktemp -d)
 try() { { if timeout 30 sh -c "$2" 2>&1 | grep -q reached; then echo "$1: yes"; else echo "$1: no"; fi; } >"$out/$(echo "$1" | tr ' /' '__')" & }
 web() { try "$1" "curl -gsLkm 20 --connect-timeout 5 '$2'"; }
 alone() { try "$1" "curl -gsLkm 5 --noproxy '*' '$2'"; }
+soon() { try "$1" "curl -gsm 5 --retry 9 --retry-delay 1 --retry-all-errors --noproxy '*' '$2'"; }
 program() { try "$1" "node -e \"$2\""; }
 
 web 'an allowed name' http://allowed.example/
@@ -43,7 +46,7 @@ alone 'an IPv6 address without the proxy' "http://[$OUT6]/"
 alone 'a private address without the proxy' http://$LAN/
 alone 'an allowed name without the proxy' http://allowed.example/
 alone 'the machine on the same network' http://$MACHINE/
-alone 'the machine by its link-local address' "http://[$LINK%25eth0]:${MACHINE##*:}/"
+soon 'the machine by its link-local address' "http://[$LINK%25eth0]:${MACHINE##*:}/"
 program 'node: an allowed name' "fetch('https://allowed.example/').then(r=>r.text()).then(console.log)"
 program 'node: an allowed name without TLS' "fetch('http://allowed.example/').then(r=>r.text()).then(console.log)"
 program 'node: a denied name' "fetch('https://denied.example/').then(r=>r.text()).then(console.log)"
@@ -62,7 +65,7 @@ rm -rf "$out" "$out.npm"
 // want is which of the tries get through: all of them, or those that are named.
 func wanted(all bool, named ...string) map[string]bool {
 	want := map[string]bool{}
-	for _, match := range regexp.MustCompile(`(?m)^(?:web|alone|program|try) '([^']+)'`).FindAllStringSubmatch(tries, -1) {
+	for _, match := range regexp.MustCompile(`(?m)^(?:web|alone|soon|program|try) '([^']+)'`).FindAllStringSubmatch(tries, -1) {
 		want[match[1]] = all || slices.Contains(named, match[1])
 	}
 	return want
@@ -90,13 +93,24 @@ func (w *world) linkLocal(network string) string {
 	} else {
 		bridge = "br-" + run(w.t, "network", "inspect", "--format={{slice .Id 0 12}}", w.name+"-"+network)
 	}
-	link, err := net.InterfaceByName(bridge)
+	var link string
+	eventually(w.t, bridge+" has a link-local address", func() bool {
+		link = linkLocalOf(bridge)
+		return link != ""
+	}, func() string { return "the network has no IPv6" })
+	return link
+}
+
+// linkLocalOf is an interface's address of that kind, or nothing: a bridge has none before
+// something is on it.
+func linkLocalOf(name string) string {
+	link, err := net.InterfaceByName(name)
 	if err != nil {
-		w.t.Fatal(err)
+		return ""
 	}
 	addresses, err := link.Addrs()
 	if err != nil {
-		w.t.Fatal(err)
+		return ""
 	}
 	for _, address := range addresses {
 		prefix, err := netip.ParsePrefix(address.String())
@@ -104,7 +118,6 @@ func (w *world) linkLocal(network string) string {
 			return prefix.Addr().String()
 		}
 	}
-	w.t.Fatalf("%s has no link-local address: %v", bridge, addresses)
 	return ""
 }
 
