@@ -11,6 +11,7 @@ import (
 // buildChain compiles the fork chains.
 func buildChain(t testing.TB) (path string) {
 	t.Helper()
+	needsLinux(t)
 	path = t.TempDir() + "/chain"
 	compiler := program(t, "cc", "make test installs it as root; or: apt-get install gcc")
 	output, err := exec.Command(compiler, "-O2", "-o", path, "testdata/chain.c").CombinedOutput()
@@ -49,18 +50,18 @@ func TestForkChainsDoNotOutrunTheSweep(t *testing.T) {
 	needsRoot(t, "to become PID 1")
 	tests := []struct {
 		name string
-		attr syscall.SysProcAttr
+		attr *syscall.SysProcAttr
 	}{
-		{"under a subreaper", syscall.SysProcAttr{}},
-		{"under PID 1", syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}},
+		{"under a subreaper", nil},
+		{"under PID 1", ownNamespaces()},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			chain := buildChain(t)
 			file := openChain(t, chain)
 			cmd := serverCommand(t, "TEST_CHAIN="+chain)
-			cmd.SysProcAttr = &test.attr
-			if test.attr.Cloneflags != 0 {
+			cmd.SysProcAttr = test.attr
+			if test.attr != nil {
 				cmd.Env = append(cmd.Env, "TEST_MOUNT_PROC=1")
 			}
 			s := startCommand(t, cmd)

@@ -10,7 +10,6 @@ import (
 	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -55,19 +54,9 @@ func TestTheAgentGetsItsArgumentsAndNothingOfTheConfiguration(t *testing.T) {
 // could type there. The control does without the server.
 func TestTheAgentHasNoTerminal(t *testing.T) {
 	t.Parallel()
-	ptmx, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ptmx.Close()
-	var number, unlock int32 // ioctl_tty(2)
-	ioctl := func(request uintptr, value *int32) {
-		syscall.Syscall(syscall.SYS_IOCTL, ptmx.Fd(), request, uintptr(unsafe.Pointer(value)))
-	}
-	ioctl(syscall.TIOCSPTLCK, &unlock)
-	ioctl(syscall.TIOCGPTN, &number)
+	path := openTerminal(t)
 	onTerminal := func(cmd *exec.Cmd) *exec.Cmd {
-		terminal, err := os.OpenFile(fmt.Sprint("/dev/pts/", number), os.O_RDWR|syscall.O_NOCTTY, 0)
+		terminal, err := os.OpenFile(path, os.O_RDWR|syscall.O_NOCTTY, 0)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -59,6 +59,7 @@ func self(t testing.TB) string {
 // what a test names and nothing of the machine's.
 func serverCommand(t testing.TB, env ...string) *exec.Cmd {
 	t.Helper()
+	needsLinux(t)
 	cmd := exec.Command(self(t))
 	cmd.Dir = t.TempDir()
 	cmd.Env = append([]string{

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 )
 
 const testSession = "0d5bd9a1-6a0c-4ee8-8b5e-3b8a0c1f2e3d"
@@ -331,16 +330,6 @@ func noteIn(name, line string) {
 	}
 }
 
-// waitForInput returns when there is something to read from stdin, which it
-// leaves there.
-func waitForInput() {
-	poll := struct {
-		fd              int32
-		events, revents int16
-	}{0, 1, 0} // POLLIN
-	syscall.Syscall6(syscall.SYS_PPOLL, uintptr(unsafe.Pointer(&poll)), 1, 0, 0, 0, 0)
-}
-
 func refusedByTheAPI(kind string, status int, words string) {
 	emit(`{"type":"assistant","error":"` + kind + `",` +
 		`"message":{"content":[{"type":"text","text":"` + words + `"}]}}`)
@@ -378,7 +367,7 @@ func becomeRealClaude(prompt string) {
 		out.Close()
 	}
 	if err == nil {
-		err = syscall.Dup3(int(in.Fd()), 0, 0)
+		err = readAsStdin(in)
 	}
 	if err == nil {
 		err = syscall.Exec(os.Getenv("TEST_REAL_CLAUDE"), os.Args, os.Environ())
@@ -423,26 +412,7 @@ func descend(args []string) {
 	case "ignoring":
 		signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	case "chain":
-		// Forks and exits without end, so that whoever looks finds only the dead.
-		// Raw system calls only: the child of a fork has one thread and no runtime.
-		// It rests when there is a file of that name, for the control to find it,
-		// or in the end: 8000 forks take 14 s (measured), longer than a sweep may.
-		rest, _ := syscall.BytePtrFromString("rest")
-		here := -100 // AT_FDCWD
-		for range 8000 {
-			_, _, errno := syscall.RawSyscall(
-				syscall.SYS_FACCESSAT, uintptr(here), uintptr(unsafe.Pointer(rest)), 0)
-			if errno == 0 {
-				break
-			}
-			pid, _, _ := syscall.RawSyscall6(
-				syscall.SYS_CLONE, uintptr(syscall.SIGCHLD), 0, 0, 0, 0, 0)
-			if pid != 0 {
-				syscall.RawSyscall(syscall.SYS_EXIT_GROUP, 0, 0, 0)
-			}
-			syscall.RawSyscall(syscall.SYS_SETSID, 0, 0, 0)
-		}
-		syscall.RawSyscall6(syscall.SYS_PPOLL, 0, 0, 0, 0, 0, 0)
+		forkChain()
 	}
 	time.Sleep(time.Hour)
 }

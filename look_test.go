@@ -71,6 +71,7 @@ func kilobytes(pid int, field string) int {
 // test's own look at the process table.
 func marked(t testing.TB, marker string) (list []string) {
 	t.Helper()
+	needsLinux(t)
 	paths, err := filepath.Glob("/proc/[0-9]*/cmdline")
 	if err != nil || len(paths) == 0 {
 		t.Fatal("cannot list processes", err)

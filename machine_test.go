@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -33,9 +34,18 @@ func program(t testing.TB, name, remedy string) string {
 	return path
 }
 
+// needsLinux is for a test that starts a server or an agent.
+func needsLinux(t testing.TB) {
+	t.Helper()
+	if runtime.GOOS != "linux" {
+		missing(t, "not Linux", "scripts/linux runs it in a container")
+	}
+}
+
 // needsRoot is for a test that becomes, or looks at, other users or namespaces.
 func needsRoot(t testing.TB, why string) {
 	t.Helper()
+	needsLinux(t)
 	if os.Getuid() != 0 {
 		missing(t, "not root", "needs root, "+why)
 	}
@@ -87,7 +97,7 @@ func asPID1(t testing.TB, cmd *exec.Cmd) {
 	t.Helper()
 	needsRoot(t, "to become PID 1")
 	cmd.Env = append(cmd.Env, "TEST_MOUNT_PROC=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS}
+	cmd.SysProcAttr = ownNamespaces()
 }
 
 // asUser makes the server an ordinary user, who may execute what is at path.

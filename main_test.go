@@ -43,7 +43,7 @@ func serverRole(role string) error {
 	signal.Notify(dumpable, syscall.SIGUSR2)
 	go func() {
 		<-dumpable
-		syscall.RawSyscall(syscall.SYS_PRCTL, syscall.PR_SET_DUMPABLE, 1, 0)
+		becomeDumpable()
 	}()
 	count := make(chan os.Signal, 1)
 	signal.Notify(count, syscall.SIGUSR1)
@@ -55,7 +55,7 @@ func serverRole(role string) error {
 	}()
 	if os.Getenv("TEST_MOUNT_PROC") != "" {
 		// In a pid namespace of its own, as in a container: /proc must show it.
-		if err := syscall.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		if err := mountProc(); err != nil {
 			return err
 		}
 	}

@@ -3,8 +3,6 @@ package main
 import (
 	"encoding/json"
 	"os"
-	"syscall"
-	"unsafe"
 )
 
 // The prompt's way into an agent, and whether it was read: the server holds both
@@ -63,18 +61,15 @@ func (p *prompt) unread() bool {
 	return <-p.delivered != nil || p.isHeld()
 }
 
-// isHeld says whether the pipe holds some of the prompt: FIONREAD, pipe(7). It
-// never blocks.
+// isHeld says whether the pipe holds some of the prompt. It never blocks.
 func (p *prompt) isHeld() bool {
-	var left int32
 	pipe, err := p.in.SyscallConn()
 	if err != nil {
 		return false
 	}
 
-	pipe.Control(func(fd uintptr) {
-		syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&left)))
-	})
+	left := 0
+	pipe.Control(func(fd uintptr) { left = bytesIn(fd) })
 	return left > 0
 }
 

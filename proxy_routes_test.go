@@ -11,10 +11,8 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
-	"unsafe"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -195,24 +193,6 @@ func TestTheKeyProxyForwardsNoBodyThatNobodyExpects(t *testing.T) {
 	if diff := cmp.Diff(400, response.StatusCode); diff != "" || asked {
 		t.Errorf("status (-want +got):\n%sthe API was asked: %v", diff, asked)
 	}
-}
-
-// limitDescriptors sets the soft limit of the test itself, for a test that runs
-// alone; syscall.Setrlimit would also change what children inherit.
-func limitDescriptors(t *testing.T, soft uint64) {
-	t.Helper()
-	prlimit := func(limit, old *syscall.Rlimit) {
-		_, _, errno := syscall.RawSyscall6(syscall.SYS_PRLIMIT64, 0, syscall.RLIMIT_NOFILE,
-			uintptr(unsafe.Pointer(limit)), uintptr(unsafe.Pointer(old)), 0, 0)
-		if errno != 0 {
-			t.Fatal(errno)
-		}
-	}
-
-	var old syscall.Rlimit
-	prlimit(nil, &old)
-	prlimit(&syscall.Rlimit{Cur: soft, Max: old.Max}, nil)
-	t.Cleanup(func() { prlimit(&old, nil) })
 }
 
 // It isn't parallel, as the limit is everybody's: 40 connections are a sixth of it.

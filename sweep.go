@@ -95,7 +95,7 @@ func (c *children) reap() (collected int, noneLeft bool) {
 
 	for collected < reapAtOnce {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|syscall.WALL, nil)
+		pid, err := syscall.Wait4(-1, &status, syscall.WNOHANG|wall, nil)
 		if err == syscall.EINTR {
 			continue
 		}
