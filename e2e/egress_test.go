@@ -354,7 +354,7 @@ func TestImageTheGatewayRefusesWhatIsNoName(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.Command(engine, "run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--env=INSIDE=10.0.0.2", "--env=VM=10.0.0.3", "--env=EGRESS_ALLOW="+test.allow, image+"-gateway")
+			cmd := exec.Command(engine, "run", "--rm", "--network=none", "--read-only", "--tmpfs=/tmp", "--env=INSIDE=10.0.0.2", "--env=VM=10.0.0.3", "--env=EGRESS_ALLOW="+test.allow, "cockpit-vm-gateway")
 			output, err := cmd.CombinedOutput()
 			if err == nil || !strings.Contains(string(output)+"\n", test.says) {
 				t.Errorf("%v: it said %q, want %q", err, output, test.says)

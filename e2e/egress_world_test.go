@@ -173,7 +173,7 @@ func (w *world) gateway(port string, changes ...string) {
 		}
 		flags = append(flags, "--volume="+path+":/etc/egress/squid.conf:ro")
 	}
-	w.create("gateway", image+"-gateway", []string{"inside:" + w.inside + ".2", "outside", "lan"}, flags)
+	w.create("gateway", "cockpit-vm-gateway", []string{"inside:" + w.inside + ".2", "outside", "lan"}, flags)
 }
 
 // agent starts the container vm as compose.egress.yaml has it.

@@ -164,6 +164,12 @@ func start(t testing.TB, env ...string) *vm {
 
 func startIn(t testing.TB, dir string, env ...string) *vm {
 	t.Helper()
+	return startFrom(t, image, dir, env...)
+}
+
+// startFrom is startIn with another image, or with none.
+func startFrom(t testing.TB, image, dir string, env ...string) *vm {
+	t.Helper()
 	need(t, "../node_modules/.bin/claude", "make setup installs it")
 	m := &model{}
 	server := httptest.NewServer(m)
@@ -173,7 +179,7 @@ func startIn(t testing.TB, dir string, env ...string) *vm {
 	env = append(append(agentEnv(server.URL), v.mark, "VM_ADDR=127.0.0.1:0", "VM_STOP_GRACE=3s", "VM_WARM=false"), env...)
 	if image != "" {
 		v.workspace = "/workspace"
-		v.cmd = v.containerCommand(env)
+		v.cmd = v.containerCommand(image, env)
 	} else {
 		v.cmd = exec.Command(program)
 		v.cmd.Dir = dir
@@ -203,7 +209,7 @@ func startIn(t testing.TB, dir string, env ...string) *vm {
 // containerCommand runs the image as compose.yaml does, but for the volumes, which
 // are this test's folders, and the host's network, as the model listens on its
 // loopback. A mount among env replaces one that is there.
-func (v *vm) containerCommand(env []string) *exec.Cmd {
+func (v *vm) containerCommand(image string, env []string) *exec.Cmd {
 	v.container = "e2e-" + strings.ToLower(v.mark[len("E2E_MARK="):])
 	flags := append(composeFlags(v.t), "--volume="+v.dir+"/workspace:/workspace", "--volume="+v.dir+"/home:/home/node")
 	for _, entry := range env {
