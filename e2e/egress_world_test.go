@@ -223,10 +223,13 @@ func (w *world) listen() (ca string) {
 	})
 	quiet := log.New(io.Discard, "", 0)
 	serve := func(address string, config *tls.Config) string {
-		listener, err := net.Listen("tcp", address)
-		if err != nil {
-			w.t.Fatal(err)
-		}
+		var listener net.Listener
+		var err error
+		// An address of IPv6 is not in use at once, as is said of tries.
+		eventually(w.t, "this machine listens on "+address, func() bool {
+			listener, err = net.Listen("tcp", address)
+			return err == nil
+		}, func() string { return fmt.Sprint(err) })
 		if config != nil {
 			listener = tls.NewListener(listener, config)
 		}
