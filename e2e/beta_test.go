@@ -17,6 +17,7 @@ import (
 // SECURITY.md. It is told from what the CLI says if it is made to believe otherwise;
 // the vendor's hosts, which it then looks for, are kept from it.
 func TestWithoutTheServerTheCLISaysThisMoreToItsVendor(t *testing.T) {
+	t.Parallel()
 	v := start(t)
 	betas := func(env ...string) []string {
 		t.Helper()

@@ -453,6 +453,7 @@ func newModelServer(t testing.TB, m *model) string {
 // 10 s, and a new container has the conversation.
 func TestImageTheLineOfTheReadme(t *testing.T) {
 	needImage(t)
+	t.Parallel()
 	line := regexp.MustCompile(`(?m)^docker run --name .*$`).FindString(read(t, "README.md"))
 	if line == "" {
 		t.Fatal("README.md has no such line with a name")

@@ -59,6 +59,7 @@ func (v *vm) postBusy(ctx context.Context) <-chan answer {
 }
 
 func TestATimeoutEndsBrowserAndDaemonsAndNotTheConversation(t *testing.T) {
+	t.Parallel()
 	needChromium(t)
 	v := start(t, "VM_TIMEOUT=30s")
 	done := v.postBusy(context.Background())
