@@ -15,11 +15,11 @@ FROM docker.io/library/node:24-bookworm
 # Debian's Chromium, as Google's has no arm64 build, without the part that draws
 # windows; under the name by which programs look for it. Fonts, or pages and
 # screenshots show boxes: Latin, emoji, and one face for Chinese, Japanese and Korean.
-# The empty package stands for x11-utils, which what draws windows calls; that one
-# would bring Mesa and LLVM, 214 MB.
+# The empty package stands for x11-utils, which Chromium's windows need; that one would
+# bring Mesa and LLVM, 214 MB.
 COPY image/no-x11-utils /tmp/no-x11-utils/DEBIAN/control
 RUN dpkg-deb --build /tmp/no-x11-utils && dpkg --install /tmp/no-x11-utils.deb && rm -r /tmp/no-x11-utils* \
-    && apt-get update \
+    && apt-get update && apt-get upgrade -y \
     && apt-get install -y --no-install-recommends \
         chromium-headless-shell fonts-liberation fonts-noto-color-emoji fonts-wqy-microhei ripgrep jq \
     && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf \

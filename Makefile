@@ -57,13 +57,13 @@ e2e: build
 	scripts/npm-ci examples/whatsapp-relay
 	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e
 
-canary:
+canary: setup
 	go test -count=1 -timeout 5m -parallel 4 -v -run '^TestCanary' ./e2e
 
 bump:
 	scripts/bump $(CLI)
 
-bench: build
+bench: setup build
 	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
 	go test -run '^$$' -bench Waiting -benchtime 1x ./e2e
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
@@ -71,14 +71,14 @@ bench: build
 	go test -run '^$$' -bench Forms -benchtime 1000x .
 
 LONG = long
-soak: build $(LONG)
+soak: setup build $(LONG)
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -parallel 6 -v -timeout 40m .
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -v -timeout 60m ./e2e
 
 long:
 	go test -count=1 -run '^TestLong' -v -timeout 15m .
 
-idle: build
+idle: setup build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e
 
 fuzz-briefly:

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -57,7 +58,7 @@ func newMachine(t *testing.T, changes ...string) *machine {
 	for i := 0; i < len(changes); i += 2 {
 		replace(changes[i], changes[i+1], 1)
 	}
-	replace("registry.example.com/cockpit-vm:0.1.0", image, 1)
+	replace(regexp.MustCompile(`registry\.example\.com/cockpit-vm:\S+`).FindString(text), image, 1)
 	replace("port: 3001}", "port: "+port+"}", 3)
 	more := "          env:\n"
 	for _, entry := range []string{"VM_ADDR=" + k.addr, "VM_WARM=false", "ANTHROPIC_BASE_URL=" + newModelServer(t, k.m)} {
