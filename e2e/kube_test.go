@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -248,6 +249,7 @@ func TestTheFileForKubernetesIsAsHardAsCompose(t *testing.T) {
 						Sysctls []struct{ Name, Value string }
 					} `yaml:"securityContext"`
 					Containers []struct {
+						Env             []struct{ Name string }
 						Resources       struct{ Limits struct{ Memory string } }
 						SecurityContext struct {
 							ReadOnly     bool `yaml:"readOnlyRootFilesystem"`
@@ -289,6 +291,15 @@ func TestTheFileForKubernetesIsAsHardAsCompose(t *testing.T) {
 		for _, name := range c.SecurityContext.Capabilities.Add {
 			flags = append(flags, "--cap-add="+name)
 		}
+	}
+	var names []string
+	for _, entry := range pod.Containers[0].Env {
+		names = append(names, entry.Name)
+	}
+	slices.Sort(names)
+	compose := readCompose(t, "compose.yaml", map[string]string{"VM_TOKEN": "x"}).Services["vm"]["environment"].(map[string]any)
+	if diff := cmp.Diff(slices.Sorted(maps.Keys(compose)), names); diff != "" {
+		t.Errorf("variables (-compose.yaml +kubernetes.yaml):\n%s", diff)
 	}
 	for _, volume := range pod.Volumes {
 		if volume.EmptyDir.Medium == "Memory" {
