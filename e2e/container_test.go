@@ -513,6 +513,7 @@ func TestImageTheLineOfTheReadme(t *testing.T) {
 			args = slices.Insert(args, len(args)-1, "--env="+entry)
 		}
 		v.cmd = exec.Command(engine, args...)
+		v.cmd.Env = append(os.Environ(), "VM_TOKEN=dev")
 		v.cmd.Stderr = v.log
 		if err := v.cmd.Start(); err != nil {
 			t.Fatal(err)
