@@ -7,6 +7,7 @@ import (
 	"flag"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -79,6 +80,53 @@ func TestSecurityNamesTestsThatExist(t *testing.T) {
 		if !strings.Contains(source.String(), "func "+name+"(") {
 			t.Errorf("SECURITY.md names %s, which does not exist", name)
 		}
+	}
+}
+
+// What the documents name is there: files that they link to, targets of make, scripts.
+func TestDocumentsNameWhatIsThere(t *testing.T) {
+	t.Parallel()
+	makefile, err := os.ReadFile("Makefile")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documents, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	documents = append(documents, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/whatsapp-relay/README.md")
+
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	script := regexp.MustCompile(`\bscripts/[a-z-]+`)
+	target := regexp.MustCompile("(?m)(?:^|`|&& )make ([a-z-]+)")
+	found := map[*regexp.Regexp]int{}
+	for _, document := range documents {
+		text, err := os.ReadFile(document)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, pattern := range []*regexp.Regexp{link, script, target} {
+			for _, match := range pattern.FindAllStringSubmatch(string(text), -1) {
+				found[pattern]++
+				isThere := false
+				switch pattern {
+				case link:
+					_, err := os.Stat(filepath.Join(filepath.Dir(document), match[1]))
+					isThere = err == nil
+				case script:
+					_, err := os.Stat(match[0])
+					isThere = err == nil
+				case target:
+					isThere = strings.Contains(string(makefile), "\n"+match[1]+":")
+				}
+				if !isThere {
+					t.Errorf("%s names %s, which is not there", document, match[0])
+				}
+			}
+		}
+	}
+	if len(found) < 3 {
+		t.Errorf("the documents name nothing of one kind: %v", found)
 	}
 }
 
