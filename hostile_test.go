@@ -75,8 +75,8 @@ func hostileClaude() {
 		syscall.Kill(os.Getpid(), syscall.SIGSTOP)
 		time.Sleep(time.Hour)
 	case "waits":
+		say("waiting") // before its child, by which tests know that it waits
 		spawn(marker, true, "sleep")
-		say("waiting")
 		time.Sleep(time.Hour)
 	case "tells-when-interrupted":
 		interrupted := make(chan os.Signal, 1)

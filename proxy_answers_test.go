@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -41,12 +42,25 @@ func newRawAPI(t *testing.T, answer func(out net.Conn, in *bufio.Reader)) (base 
 	return "http://" + listener.Addr().String()
 }
 
-// newNoAPI is an address at which nobody listens.
+// newNoAPI is an address at which nobody listens: it is taken until the test ends, or
+// another test's server might get it.
 func newNoAPI(t *testing.T) (base string) {
 	t.Helper()
-	listener := listen(t)
-	listener.Close()
-	return "http://" + listener.Addr().String()
+	taken, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	syscall.CloseOnExec(taken)
+	t.Cleanup(func() { syscall.Close(taken) })
+	err = syscall.Bind(taken, &syscall.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address, err := syscall.Getsockname(taken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprintf("http://127.0.0.1:%d", address.(*syscall.SockaddrInet4).Port)
 }
 
 // promptHead is the head of a prompt of that size.
