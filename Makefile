@@ -95,9 +95,13 @@ clean:
 	rm -rf bin node_modules workspace .run
 
 # The image, built and tested with docker or podman, whichever works here.
-.PHONY: image image-test
+.PHONY: image root image-test
 image:
 	scripts/image
 
-image-test: setup build
+# Tests give folders to the agent's user.
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "image-test needs root: scripts/linux make image-test" >&2; exit 1; }
+
+image-test: root setup build
 	ROUNDS=$(ROUNDS) scripts/image-test

@@ -98,7 +98,7 @@ func TestDocumentsNameWhatIsThere(t *testing.T) {
 
 	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
 	script := regexp.MustCompile(`\bscripts/[a-z-]+`)
-	target := regexp.MustCompile("(?m)(?:^|`|&& )make ([a-z-]+)")
+	target := regexp.MustCompile("(?m)(?:^|`|&& |scripts/linux |=\\S+ )make ([a-z-]+)")
 	found := map[*regexp.Regexp]int{}
 	for _, document := range documents {
 		text, err := os.ReadFile(document)

@@ -489,10 +489,21 @@ func TestImageTheLineOfTheReadme(t *testing.T) {
 		t.Fatal("README.md has no such line with a name")
 	}
 	mark := fmt.Sprintf("e2e-readme-%d", time.Now().UnixNano())
+	dir := t.TempDir()
+	makeEnv := exec.Command("sh", "-c", regexp.MustCompile(`(?m)^\(umask .*$`).FindString(read(t, "README.md")))
+	makeEnv.Dir = dir
+	if output, err := makeEnv.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	written, err := os.ReadFile(dir + "/.env")
+	token := regexp.MustCompile(`^VM_TOKEN=([0-9a-f]{64})\nANTHROPIC_API_KEY=…\n$`).FindSubmatch(written)
+	if info, _ := os.Stat(dir + "/.env"); token == nil || info.Mode().Perm() != 0o600 {
+		t.Fatalf("README.md makes a .env %s: %q, %v", info.Mode(), written, err)
+	}
 	var volumes []string
 	run := func(leaveOut string) *vm {
 		m := &model{}
-		v := &vm{t: t, model: m, workspace: "/workspace", container: mark, token: "dev", log: &buffer{}, done: make(chan struct{})}
+		v := &vm{t: t, model: m, workspace: "/workspace", container: mark, token: string(token[1]), log: &buffer{}, done: make(chan struct{})}
 		server := newModelServer(t, m)
 		args := strings.Fields(strings.Replace(line, leaveOut, "", 1))[1:]
 		for i, arg := range args {
@@ -513,7 +524,7 @@ func TestImageTheLineOfTheReadme(t *testing.T) {
 			args = slices.Insert(args, len(args)-1, "--env="+entry)
 		}
 		v.cmd = exec.Command(engine, args...)
-		v.cmd.Env = append(os.Environ(), "VM_TOKEN=dev")
+		v.cmd.Dir = dir
 		v.cmd.Stderr = v.log
 		if err := v.cmd.Start(); err != nil {
 			t.Fatal(err)
@@ -546,7 +557,7 @@ func TestImageTheLineOfTheReadme(t *testing.T) {
 		}
 		done := make(chan result, 1)
 		go func() {
-			a, _, err := v.post(context.Background(), "bash: : > begun; sleep 15; echo to the end", "")
+			a, _, err := v.post(context.Background(), "bash: : > begun; sleep 25; echo to the end", "")
 			done <- result{a, err}
 		}()
 		v.eventually("the command runs", func() bool {

@@ -89,7 +89,7 @@ func startCrowded(t *testing.T, env ...string) (*vm, *relay) {
 
 func TestTheRelayTellsHowLongItTakes(t *testing.T) {
 	t.Parallel()
-	v, r := startCrowded(t, "VM_TIMEOUT=30s")
+	v, r := startCrowded(t, "VM_TIMEOUT=40s")
 	v.letGo()
 	r.readsOnce(ann, "it went on")
 	r.readsOnce(ben, "ben's turn")

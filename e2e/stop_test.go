@@ -61,7 +61,7 @@ func (v *vm) postBusy(ctx context.Context) <-chan answer {
 func TestATimeoutEndsBrowserAndDaemonsAndNotTheConversation(t *testing.T) {
 	t.Parallel()
 	needChromium(t)
-	v := start(t, "VM_TIMEOUT=30s")
+	v := start(t, "VM_TIMEOUT=50s")
 	done := v.postBusy(context.Background())
 	a := <-done
 	v.nothingLeft()

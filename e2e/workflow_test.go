@@ -1,10 +1,13 @@
 package main
 
 import (
+	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,86 +21,144 @@ type workflow struct {
 }
 
 type step struct {
-	ID, Name, Run string
-	With          map[string]string
+	ID, Name, Run, Uses string
+	With, Env           map[string]string
+}
+
+func readRelease(t *testing.T) (w workflow) {
+	t.Helper()
+	if err := yaml.Unmarshal([]byte(read(t, ".github/workflows/release.yml")), &w); err != nil {
+		t.Fatal(err)
+	}
+	return w
 }
 
 var expression = regexp.MustCompile(`\$\{\{ *([\w.-]+) *\}\}`)
 
 // run runs what a step says, as the host would, and returns what it handed on: its
 // outputs, or else variables.
-func (s step) run(t *testing.T, dir string) map[string]string {
+func (s step) run(t *testing.T, dir string, env ...string) (handedOn map[string]string, printed string, err error) {
 	t.Helper()
 	script := expression.ReplaceAllString(s.Run, "amd64") // the platform
 	cmd := exec.Command("bash", "-e", "-c", script)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GITHUB_REPOSITORY=Owner/Name", "GITHUB_REF_NAME=v1.2.3",
-		"GITHUB_OUTPUT=handed-on", "GITHUB_ENV=handed-on", "DIGEST=sha256:abc")
-	if output, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", script, err, output)
-	}
+	cmd.Env = slices.Concat(os.Environ(), []string{"GITHUB_REPOSITORY=Owner/Name", "GITHUB_REF_NAME=v1.2.3",
+		"GITHUB_OUTPUT=handed-on", "GITHUB_ENV=handed-on", "GITHUB_STEP_SUMMARY=summary", "DIGEST=sha256:abc"}, env)
+	output, err := cmd.CombinedOutput()
 	data, _ := os.ReadFile(filepath.Join(dir, "handed-on")) // where it handed anything on
 	os.Remove(filepath.Join(dir, "handed-on"))
-	handedOn := map[string]string{}
+	handedOn = map[string]string{}
 	for line := range strings.Lines(string(data)) {
 		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 		handedOn[name] = value
 	}
-	return handedOn
+	return handedOn, string(output), err
 }
 
 // What a release runs by itself, with neither a registry nor a signature, is run here:
 // what later steps take from it is there, under the names that they use.
 func TestTheStepsOfAReleaseHandOnWhatTheNextOnesTake(t *testing.T) {
-	var release workflow
-	if err := yaml.Unmarshal([]byte(read(t, ".github/workflows/release.yml")), &release); err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
 	if err := os.CopyFS(filepath.Join(dir, "scripts"), os.DirFS("../scripts")); err != nil {
 		t.Fatal(err)
 	}
+	const clone = `git init -q && git remote add origin https://github.com/Owner/Name &&
+		git -c user.name=x -c user.email=x@localhost commit -q --allow-empty -m x`
+	cmd := exec.Command("sh", "-c", clone)
+	cmd.Dir = dir
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+
 	needsAHost := regexp.MustCompile(`docker |cosign `)
 	var left, taken []string
-	handedOn := map[string]string{}
+	handedOn := map[string]string{"steps.build.outputs.digest": "of docker/build-push-action"}
+	release := readRelease(t)
 	for _, job := range []string{"build", "publish"} {
 		for _, s := range release.Jobs[job].Steps {
-			for _, match := range expression.FindAllStringSubmatch(s.With["build-args"], -1) {
-				taken = append(taken, match[1])
+			for _, text := range slices.Concat(slices.Collect(maps.Values(s.With)), slices.Collect(maps.Values(s.Env))) {
+				for _, match := range expression.FindAllStringSubmatch(text, -1) {
+					taken = append(taken, match[1])
+				}
 			}
 			switch {
 			case s.Run == "":
 			case needsAHost.MatchString(s.Run):
 				left = append(left, s.Name)
 			default:
-				for name, value := range s.run(t, dir) {
+				named, printed, err := s.run(t, dir)
+				if err != nil {
+					t.Fatalf("%s: %v: %s", s.Name, err, printed)
+				}
+				for name, value := range named {
 					handedOn["steps."+s.ID+".outputs."+name] = value
+					if s.ID == "" {
+						handedOn["env."+name] = value
+					}
 				}
 			}
 		}
 	}
 
-	want := []string{"Test what was pushed", "Put both under one name", "Sign it and its parts", "Make it the latest"}
+	want := []string{"Test what was pushed", "Put both together", "Sign it and its parts", "Name it, unless something else has the name"}
 	if diff := cmp.Diff(want, left); diff != "" {
 		t.Errorf("what needs a registry (-want +got):\n%s", diff)
 	}
 	for _, name := range taken {
-		if _, isThere := handedOn[name]; !isThere {
+		isOurs := strings.HasPrefix(name, "steps.") || strings.HasPrefix(name, "env.")
+		if isOurs && handedOn[name] == "" {
 			t.Errorf("a step takes %s, and there is %v", name, handedOn)
 		}
 	}
 	digest, _ := os.ReadFile(filepath.Join(dir, "digests/amd64"))
-	got := []string{handedOn["steps.about.outputs.version"], handedOn["steps..outputs.IMAGE"], string(digest)}
-	if diff := cmp.Diff([]string{"1.2.3", "ghcr.io/owner/name", "sha256:abc\n"}, got); diff != "" {
-		t.Errorf("version, image and digest (-want +got):\n%s", diff)
+	got := []string{handedOn["steps.about.outputs.version"], handedOn["steps.about.outputs.source"], handedOn["env.IMAGE"], string(digest)}
+	if diff := cmp.Diff([]string{"1.2.3", "https://github.com/Owner/Name", "ghcr.io/owner/name", "sha256:abc\n"}, got); diff != "" {
+		t.Errorf("version, source, image and digest (-want +got):\n%s", diff)
+	}
+}
+
+// What the registry says stands for the registry: the step that asks it is the real one.
+func TestAReleaseTakesNoNameThatIsTaken(t *testing.T) {
+	steps := readRelease(t).Jobs["publish"].Steps
+	naming := steps[len(steps)-1]
+	for _, test := range []struct {
+		name, says string
+		code       int
+		isNamed    bool
+	}{
+		{"nothing has the name", "ERROR: ghcr.io/owner/name:1.2.3: not found", 1, true},
+		{"the same has it, from a run before", "sha256:abc", 0, true},
+		{"something else has it", "sha256:def", 0, false},
+		{"the registry is out of order", "ERROR: 503 Service Unavailable", 1, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := t.TempDir()
+			docker := fmt.Sprintf("#!/bin/sh\ncase $3 in\ninspect) echo '%s'; exit %d ;;\nesac\necho \"$@\" >>called\n", test.says, test.code)
+			if err := os.WriteFile(dir+"/docker", []byte(docker), 0o755); err != nil {
+				t.Fatal(err)
+			}
+			_, printed, err := naming.run(t, dir, "IMAGE=ghcr.io/owner/name", "PATH="+dir+":"+os.Getenv("PATH"))
+			called, _ := os.ReadFile(dir + "/called")
+			want := ""
+			if test.isNamed {
+				want = "buildx imagetools create -t ghcr.io/owner/name:1.2.3 -t ghcr.io/owner/name:latest ghcr.io/owner/name@sha256:abc\n"
+			}
+			if diff := cmp.Diff(want, string(called)); diff != "" || (err == nil) != test.isNamed {
+				t.Errorf("it ended with %v and said %q; what it named (-want +got):\n%s", err, printed, diff)
+			}
+		})
 	}
 }
 
 // A tag can be moved, a commit can't.
 func TestActionsArePinnedByCommit(t *testing.T) {
-	pinned := regexp.MustCompile(`^[\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
-	for _, name := range []string{".github/workflows/ci.yml", ".github/workflows/release.yml"} {
-		for _, match := range regexp.MustCompile(`uses: (.*)`).FindAllStringSubmatch(read(t, name), -1) {
+	pinned := regexp.MustCompile(`^[\w-]+/[\w-]+(/[\w.-]+)*@[0-9a-f]{40} # v\d+\.\d+\.\d+$`)
+	names, err := filepath.Glob("../.github/workflows/*")
+	if err != nil || len(names) < 2 {
+		t.Fatalf("workflows: %q, %v", names, err)
+	}
+	for _, name := range names {
+		for _, match := range regexp.MustCompile(`uses: (.*)`).FindAllStringSubmatch(read(t, strings.TrimPrefix(name, "../")), -1) {
 			if !pinned.MatchString(match[1]) {
 				t.Errorf("%s uses %s", name, match[1])
 			}
