@@ -320,8 +320,10 @@ func (k *soak) run(duration time.Duration, tasks, rare []task, faults []fault) {
 	k.t.Log(k)
 	if hasRaceDetector() {
 		k.t.Log("the memory is not judged: the race detector's own grows with every address that is used")
-	} else if len(k.memory) < 15 {
-		k.t.Logf("too few looks at the memory to judge it: %d kB", k.memory)
+	} else if duration < 4*time.Minute {
+		// In half a minute it depends on the order of the faults: 2,000 connections leave
+		// the heap larger than it was for a while (measured: 19 to 23 MB and back).
+		k.t.Logf("too short a time to judge the memory: %d kB", k.memory)
 	} else if percent := growth(k.memory); percent > 5 {
 		k.errorf("the memory grew by %.1f %%: %d kB", percent, k.memory)
 	} else {
