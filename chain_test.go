@@ -49,20 +49,19 @@ func chainRuns(t testing.TB, file *os.File) bool {
 func TestForkChainsDoNotOutrunTheSweep(t *testing.T) {
 	needsRoot(t, "to become PID 1")
 	tests := []struct {
-		name string
-		attr *syscall.SysProcAttr
+		name   string
+		isPID1 bool
 	}{
-		{"under a subreaper", nil},
-		{"under PID 1", ownNamespaces()},
+		{"under a subreaper", false},
+		{"under PID 1", true},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			chain := buildChain(t)
 			file := openChain(t, chain)
 			cmd := serverCommand(t, "TEST_CHAIN="+chain)
-			cmd.SysProcAttr = test.attr
-			if test.attr != nil {
-				cmd.Env = append(cmd.Env, "TEST_MOUNT_PROC=1")
+			if test.isPID1 {
+				asPID1(t, cmd)
 			}
 			s := startCommand(t, cmd)
 			for range 10 {

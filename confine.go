@@ -8,11 +8,10 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"unsafe"
 )
 
-// What Linux alone has: above all what the server does to its own process before it
-// starts any other, so that no agent escapes it, reads it or starves it.
+// What the server does to its own process before it starts any other, so that
+// no agent escapes it, reads it or starves it.
 
 // confine is called once, before the first agent. It
 //   - makes orphans below this process its children, whatever session or process
@@ -59,14 +58,4 @@ func reserveThreads() {
 			all.Wait() // each holds its thread until all have one
 		}()
 	}
-}
-
-// wall has wait4(2) collect children that were cloned without a signal, too (__WALL).
-const wall = syscall.WALL
-
-// bytesIn says how much a pipe holds: FIONREAD, pipe(7). It never blocks.
-func bytesIn(fd uintptr) int {
-	var held int32
-	syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&held)))
-	return int(held)
 }

@@ -96,37 +96,39 @@ func TestDocumentsNameWhatIsThere(t *testing.T) {
 	}
 	documents = append(documents, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/whatsapp-relay/README.md")
 
-	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
-	script := regexp.MustCompile(`\bscripts/[a-z-]+`)
-	target := regexp.MustCompile("(?m)(?:^|`|&& |scripts/linux |=\\S+ )make ([a-z-]+)")
-	found := map[*regexp.Regexp]int{}
-	for _, document := range documents {
-		text, err := os.ReadFile(document)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, pattern := range []*regexp.Regexp{link, script, target} {
-			for _, match := range pattern.FindAllStringSubmatch(string(text), -1) {
-				found[pattern]++
-				isThere := false
-				switch pattern {
-				case link:
-					_, err := os.Stat(filepath.Join(filepath.Dir(document), match[1]))
-					isThere = err == nil
-				case script:
-					_, err := os.Stat(match[0])
-					isThere = err == nil
-				case target:
-					isThere = strings.Contains(string(makefile), "\n"+match[1]+":")
-				}
-				if !isThere {
-					t.Errorf("%s names %s, which is not there", document, match[0])
+	exists := func(path string) bool {
+		_, err := os.Stat(path)
+		return err == nil
+	}
+	kinds := []struct {
+		what    string
+		pattern *regexp.Regexp
+		isThere func(document, name string) bool
+	}{
+		{"a link", regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`),
+			func(document, name string) bool { return exists(filepath.Join(filepath.Dir(document), name)) }},
+		{"a script", regexp.MustCompile(`\b(scripts/[a-z-]+)`),
+			func(_, name string) bool { return exists(name) }},
+		{"a target", regexp.MustCompile("(?m)(?:^|`|&& |scripts/linux |=\\S+ )make ([a-z-]+)"),
+			func(_, name string) bool { return strings.Contains(string(makefile), "\n"+name+":") }},
+	}
+	for _, kind := range kinds {
+		found := 0
+		for _, document := range documents {
+			text, err := os.ReadFile(document)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, match := range kind.pattern.FindAllStringSubmatch(string(text), -1) {
+				found++
+				if !kind.isThere(document, match[1]) {
+					t.Errorf("%s names %s %s, which is not there", document, kind.what, match[1])
 				}
 			}
 		}
-	}
-	if len(found) < 3 {
-		t.Errorf("the documents name nothing of one kind: %v", found)
+		if found == 0 {
+			t.Errorf("the documents don't name %s", kind.what)
+		}
 	}
 }
 

@@ -128,8 +128,8 @@ func TestImageItsLabelsSayWhatItIsMadeOf(t *testing.T) {
 	}
 }
 
-// What is on top of the base image: 0.78 GB, where 0.96 were to be enough; Mesa and LLVM
-// alone are 214 MB, and come back if Debian's Chromium asks for more than x11-utils.
+// What is on top of the base image: 0.78 GB, and never more than 0.96. Mesa and LLVM alone
+// are 214 MB, and come back if Debian's Chromium asks for more than x11-utils.
 func TestImageIsSmall(t *testing.T) {
 	needImage(t)
 	history := run(t, "history", "--no-trunc", "--format={{.Size}} {{.CreatedBy}}", image)
@@ -152,7 +152,9 @@ func TestImageIsSmall(t *testing.T) {
 	if megabytes < 500 || megabytes > 960 {
 		t.Errorf("%.0f MB on top of the base:\n%s", megabytes, history)
 	}
-	if got := run(t, "run", "--rm", "--entrypoint=sh", image, "-c", "dpkg -s x11-utils 2>&1; ls /usr/lib/*/libLLVM* 2>&1; true"); strings.Contains(got, "Status:") || !strings.Contains(got, "No such file") {
+	const look = "dpkg -s x11-utils 2>&1; ls /usr/lib/*/libLLVM* 2>&1; true"
+	got := run(t, "run", "--rm", "--entrypoint=sh", image, "-c", look)
+	if strings.Contains(got, "Status:") || !strings.Contains(got, "No such file") {
 		t.Errorf("what windows need is there: %s", got)
 	}
 }
@@ -525,23 +527,8 @@ func TestImageTheLineOfTheReadme(t *testing.T) {
 		}
 		v.cmd = exec.Command(engine, args...)
 		v.cmd.Dir = dir
-		v.cmd.Stderr = v.log
-		if err := v.cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		go func() {
-			v.cmd.Wait()
-			close(v.done)
-		}()
-		v.eventually("the server listens", func() bool {
-			_, rest, found := strings.Cut(v.log.String(), "msg=listening addr=")
-			addr, _, _ := strings.Cut(rest, " ")
-			v.url = "http://" + addr
-			return found || v.ended()
-		})
-		if v.ended() {
-			t.Fatalf("%q ended:\n%s", args, v.log)
-		}
+		v.launch()
+		v.listens()
 		return v
 	}
 	t.Cleanup(func() {

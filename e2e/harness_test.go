@@ -185,15 +185,28 @@ func startFrom(t testing.TB, image, dir string, env ...string) *vm {
 		v.cmd.Dir = dir
 		v.cmd.Env = append(append(v.hostEnv(), "VM_WORKSPACE="+v.workspace, "VM_MCP_CONFIG="+root(t)+"/.mcp.json"), env...)
 	}
+	v.launch()
+	t.Cleanup(v.stop)
+	v.listens()
+	return v
+}
+
+// launch starts the server's command.
+func (v *vm) launch() {
+	v.t.Helper()
 	v.cmd.Stderr = v.log
 	if err := v.cmd.Start(); err != nil {
-		t.Fatal(err)
+		v.t.Fatal(err)
 	}
 	go func() {
 		v.cmd.Wait()
 		close(v.done)
 	}()
-	t.Cleanup(v.stop)
+}
+
+// listens waits until the server says where it listens.
+func (v *vm) listens() {
+	v.t.Helper()
 	v.eventually("the server listens", func() bool {
 		_, rest, found := strings.Cut(v.log.String(), "msg=listening addr=")
 		addr, _, _ := strings.Cut(rest, " ")
@@ -201,9 +214,8 @@ func startFrom(t testing.TB, image, dir string, env ...string) *vm {
 		return found || v.ended()
 	})
 	if v.ended() {
-		t.Fatalf("the server ended:\n%s", v.log)
+		v.t.Fatalf("%q ended:\n%s", v.cmd.Args, v.log)
 	}
-	return v
 }
 
 // containerCommand runs the image as compose.yaml does, but for the volumes, which

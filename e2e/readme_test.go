@@ -27,25 +27,18 @@ func TestTheFirstAnswerIsThatOfTheReadme(t *testing.T) {
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
-	addr := freeAddr(t)
-	v := &vm{t: t, url: "http://" + addr, log: &buffer{}, done: make(chan struct{})}
+	v := &vm{t: t, log: &buffer{}, done: make(chan struct{})}
 	v.cmd = exec.Command("../scripts/run")
-	v.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VM_ADDR=" + addr, "VM_WORKSPACE=" + newDir(t) + "/workspace"}
-	v.cmd.Stdout, v.cmd.Stderr = v.log, v.log
-	if err := v.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		v.cmd.Wait()
-		close(v.done)
-	}()
+	v.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VM_ADDR=127.0.0.1:0", "VM_WORKSPACE=" + newDir(t) + "/workspace"}
+	v.cmd.Stdout = v.log
+	v.launch()
 	t.Cleanup(func() {
-		v.cmd.Process.Signal(syscall.SIGTERM)
+		v.signal("TERM", syscall.SIGTERM)
 		<-v.done
 	})
-	v.eventually("the server listens", func() bool { return strings.Contains(v.log.String(), "msg=listening") || v.ended() })
+	v.listens()
 
-	output, err := exec.Command("sh", "-c", strings.Replace(session[1], "127.0.0.1:3001", addr, 1)).CombinedOutput()
+	output, err := exec.Command("sh", "-c", strings.Replace(session[1], "http://127.0.0.1:3001", v.url, 1)).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s; the server's log:\n%s", err, output, v.log)
 	}
