@@ -17,7 +17,10 @@ import (
 
 // workflow is what a test reads of a file of GitHub's.
 type workflow struct {
-	Jobs map[string]struct{ Steps []step }
+	Jobs map[string]struct {
+		Outputs, Env map[string]string
+		Steps        []step
+	}
 }
 
 type step struct {
@@ -35,22 +38,36 @@ func readRelease(t *testing.T) (w workflow) {
 
 var expression = regexp.MustCompile(`\$\{\{ *([\w.-]+) *\}\}`)
 
-// run runs what a step says, as the host would, and returns what it handed on: its
-// outputs, or else variables.
+// expressionsIn are the names that these values take.
+func expressionsIn(fields ...map[string]string) (names []string) {
+	for _, values := range fields {
+		for _, text := range values {
+			for _, match := range expression.FindAllStringSubmatch(text, -1) {
+				names = append(names, match[1])
+			}
+		}
+	}
+	return names
+}
+
+// run runs what a step says, as the host would, and returns what it handed on, by the
+// names that expressions have for it.
 func (s step) run(t *testing.T, dir string, env ...string) (handedOn map[string]string, printed string, err error) {
 	t.Helper()
 	script := expression.ReplaceAllString(s.Run, "amd64") // the platform
 	cmd := exec.Command("bash", "-e", "-c", script)
 	cmd.Dir = dir
 	cmd.Env = slices.Concat(os.Environ(), []string{"GITHUB_REPOSITORY=Owner/Name", "GITHUB_REF_NAME=v1.2.3",
-		"GITHUB_OUTPUT=handed-on", "GITHUB_ENV=handed-on", "GITHUB_STEP_SUMMARY=summary", "DIGEST=sha256:abc"}, env)
+		"GITHUB_OUTPUT=outputs", "GITHUB_ENV=env", "GITHUB_STEP_SUMMARY=summary", "DIGEST=sha256:abc"}, env)
 	output, err := cmd.CombinedOutput()
-	data, _ := os.ReadFile(filepath.Join(dir, "handed-on")) // where it handed anything on
-	os.Remove(filepath.Join(dir, "handed-on"))
 	handedOn = map[string]string{}
-	for line := range strings.Lines(string(data)) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
-		handedOn[name] = value
+	for file, prefix := range map[string]string{"outputs": "steps." + s.ID + ".outputs.", "env": "env."} {
+		data, _ := os.ReadFile(filepath.Join(dir, file)) // where it handed anything on
+		os.Remove(filepath.Join(dir, file))
+		for line := range strings.Lines(string(data)) {
+			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+			handedOn[prefix+name] = value
+		}
 	}
 	return handedOn, string(output), err
 }
@@ -75,12 +92,12 @@ func TestTheStepsOfAReleaseHandOnWhatTheNextOnesTake(t *testing.T) {
 	handedOn := map[string]string{"steps.build.outputs.digest": "of docker/build-push-action"}
 	release := readRelease(t)
 	for _, job := range []string{"build", "publish"} {
+		for name, value := range release.Jobs[job].Outputs {
+			handedOn["needs."+job+".outputs."+name] = value
+		}
+		taken = append(taken, expressionsIn(release.Jobs[job].Outputs, release.Jobs[job].Env)...)
 		for _, s := range release.Jobs[job].Steps {
-			for _, text := range slices.Concat(slices.Collect(maps.Values(s.With)), slices.Collect(maps.Values(s.Env))) {
-				for _, match := range expression.FindAllStringSubmatch(text, -1) {
-					taken = append(taken, match[1])
-				}
-			}
+			taken = append(taken, expressionsIn(s.With, s.Env)...)
 			switch {
 			case s.Run == "":
 			case needsAHost.MatchString(s.Run):
@@ -90,12 +107,7 @@ func TestTheStepsOfAReleaseHandOnWhatTheNextOnesTake(t *testing.T) {
 				if err != nil {
 					t.Fatalf("%s: %v: %s", s.Name, err, printed)
 				}
-				for name, value := range named {
-					handedOn["steps."+s.ID+".outputs."+name] = value
-					if s.ID == "" {
-						handedOn["env."+name] = value
-					}
-				}
+				maps.Copy(handedOn, named)
 			}
 		}
 	}
@@ -105,7 +117,7 @@ func TestTheStepsOfAReleaseHandOnWhatTheNextOnesTake(t *testing.T) {
 		t.Errorf("what needs a registry (-want +got):\n%s", diff)
 	}
 	for _, name := range taken {
-		isOurs := strings.HasPrefix(name, "steps.") || strings.HasPrefix(name, "env.")
+		isOurs := strings.HasPrefix(name, "steps.") || strings.HasPrefix(name, "env.") || strings.HasPrefix(name, "needs.")
 		if isOurs && handedOn[name] == "" {
 			t.Errorf("a step takes %s, and there is %v", name, handedOn)
 		}
