@@ -36,14 +36,21 @@ RUN git config --system safe.directory '*' \
     && git config --system user.name 'Claude Code' \
     && git config --system user.email 'claude@localhost' \
     && install -d -o node -g node /workspace \
+    && install -d /etc/cockpit-vm /etc/claude-code/managed-settings.d /etc/claude-code/.claude/rules \
     && chmod 1777 /home
-COPY .mcp.json /etc/cockpit-vm/mcp.json
+# The folders are made above: Docker 28.1 and newer would give a folder that COPY makes
+# the mode of the file (moby/moby#49851), which closes it to the agent.
+COPY --chmod=644 .mcp.json /etc/cockpit-vm/mcp.json
 # A file in managed-settings.d, so that an operator's own managed-settings.json
 # stands beside it.
 COPY --chmod=644 image/managed-settings.json /etc/claude-code/managed-settings.d/50-cockpit-vm.json
 COPY --chmod=644 image/CLAUDE.md /etc/claude-code/CLAUDE.md
-COPY --chmod=755 image/healthcheck.sh entrypoint.sh /usr/local/bin/
+COPY --chmod=755 image/as-agent image/healthcheck.sh entrypoint.sh /usr/local/bin/
+COPY --chmod=644 image/agent-user.sh /usr/local/lib/
+# Without LANG Chromium saves a download with an umlaut in its name as "download", and
+# uploads such a file empty and without a name (measured).
 ENV PATH=/opt/cockpit-vm/node_modules/.bin:$PATH \
+    LANG=C.UTF-8 \
     DISABLE_AUTOUPDATER=1 \
     CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1 \
     VM_ADDR=:3001 \

@@ -7,8 +7,10 @@ import (
 	"flag"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -129,6 +131,31 @@ func TestDocumentsNameWhatIsThere(t *testing.T) {
 		if found == 0 {
 			t.Errorf("the documents don't name %s", kind.what)
 		}
+	}
+}
+
+// A process that the engine's exec starts with -u has the container's secrets in its
+// environment, which the agent can read: image/as-agent gives it a clean one.
+func TestNoDocumentStartsAProcessWithTheContainersSecrets(t *testing.T) {
+	t.Parallel()
+	files, err := exec.Command("git", "ls-files", "--", "*.md", "*.yaml", "*.toml", "Dockerfile").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	asUser := regexp.MustCompile(`exec\b.*(-u|--user)[ =]\w+ .*\bclaude\b`)
+	found := 0
+	for name := range strings.Lines(string(files)) {
+		text, err := os.ReadFile(strings.TrimSpace(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if line := asUser.Find(text); line != nil {
+			t.Errorf("%s: %s", name, line)
+		}
+		found += strings.Count(string(text), "as-agent claude")
+	}
+	if found == 0 || !asUser.MatchString("docker exec -it -u node cockpit-vm claude") {
+		t.Error("no document says how to log in, or the control passes")
 	}
 }
 
@@ -309,4 +336,68 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 	if diff := cmp.Diff(documented, got); diff != "" {
 		t.Errorf("openapi.yaml and the server (-documented +answered):\n%s", diff)
 	}
+}
+
+// Docker 28.1 and newer gives a folder that COPY --chmod makes the mode of the file, so
+// nobody but root can enter it (moby/moby#49851).
+func TestNoCopyOfADockerfileMakesAFolderThatNobodyCanEnter(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"Dockerfile", "egress/Dockerfile", "dev/Dockerfile"} {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, folder := range closedFolders(string(data)) {
+			t.Errorf("%s copies files into %s, which no RUN has made: install -d %[2]s before", name, folder)
+		}
+	}
+
+	const broken = "FROM x\nRUN install -d /made /made/deep\n" +
+		"COPY --chmod=644 a b /new/\nCOPY --chmod=0600 a /new/deep/a\nCOPY --chmod=644 a /made/deep/\nCOPY --chmod=755 a /bin/\n"
+	if diff := cmp.Diff([]string{"/new", "/new/deep"}, closedFolders(broken)); diff != "" {
+		t.Errorf("the control (-want +got):\n%s", diff)
+	}
+}
+
+// closedFolders are those into which a Dockerfile copies with the mode of a file, and
+// which none of its RUN instructions has made before.
+func closedFolders(dockerfile string) (folders []string) {
+	made := map[string]bool{"/usr/local/lib": true, "/usr/local/bin": true} // of every Debian
+	joined := strings.ReplaceAll(dockerfile, "\\\n", " ")
+	for line := range strings.Lines(joined) {
+		words := strings.Fields(line)
+		switch {
+		case len(words) == 0:
+		case words[0] == "RUN":
+			isMaking := false
+			for i, word := range words {
+				switch {
+				case word == "&&":
+					isMaking = false
+				case word == "-d" && words[i-1] == "install":
+					isMaking = true
+				case isMaking && strings.HasPrefix(word, "/"):
+					for folder := word; folder != "/"; folder = filepath.Dir(folder) {
+						made[folder] = true
+					}
+				}
+			}
+		case words[0] == "COPY":
+			mode, hasMode := "", false
+			for _, word := range words {
+				if value, isIt := strings.CutPrefix(word, "--chmod="); isIt {
+					mode, hasMode = value, true
+				}
+			}
+			bits, _ := strconv.ParseUint(mode, 8, 32)
+			to := words[len(words)-1]
+			if !strings.HasSuffix(to, "/") {
+				to = filepath.Dir(to)
+			}
+			if hasMode && bits&0o001 == 0 && !made[filepath.Clean(to)] {
+				folders = append(folders, filepath.Clean(to))
+			}
+		}
+	}
+	return folders
 }
