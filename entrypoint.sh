@@ -53,19 +53,13 @@ advise() {
 	esac
 }
 
-if uid=$(id -u "$user" 2>/dev/null); then
-	gid=$(id -g "$user") groups=--init-groups home=$(getent passwd "$user" | cut -d: -f6) mode=0755
-else
-	# uid:gid, which need no account. The server refuses what is neither.
-	uid=${user%%:*} gid=${user#*:} groups=--clear-groups home=/home/${user%%:*} mode=0700
-	case $user in
-	*[!0-9:]* | *:*:* | :* | *:) user= ;;
-	*:*) ;;
-	*) user= ;;
+# shellcheck source=image/agent-user.sh
+. /usr/local/lib/agent-user.sh
+if find_agent "$user"; then
+	case $groups in
+	--init-groups) mode=0755 ;;
+	*) mode=0700 ;; # an id without an account
 	esac
-fi
-
-if [ -n "$user" ]; then
 	as_agent true || say "cannot become $user: the container needs the capabilities SETUID and SETGID"
 	# A volume of homes that the image did not fill, as on Fly.
 	if [ ! -d "$home" ] && ! as_agent test -w /home && is_fresh /home; then chmod 1777 /home 2>/dev/null || :; fi
