@@ -1,8 +1,9 @@
-# make run     set everything up and start the server on 127.0.0.1:3001
+# make run     set everything up and start the server on 127.0.0.1:3001, on a scripted model;
+#              REAL=1 for the real one, with an agent that may do here whatever you may
 # make check   format, vet, lint and the unit tests, in a minute
 # make test    everything that can be checked without a container engine
 # make soak    ten minutes of hostile load (SOAK=20m for more), a thousand commands whose clients
-#              are cut off, and make long, the test that does nothing but wait for five minutes
+#              are cut off, and make long, the tests that do nothing but wait, for five minutes
 # make idle    half an hour in which a started Claude Code waits
 # make bump    another Claude Code, the newest or CLI=2.1.331, if the canaries hold on it
 # make canary  what the server leans on of Claude Code, held with the real one
@@ -26,8 +27,9 @@ build:
 setup:
 	scripts/setup
 
+REAL =
 run: setup build
-	scripts/run
+	REAL=$(REAL) scripts/run
 
 # What can be checked in a minute: neither npm, Chromium nor root is needed.
 check: lint
@@ -55,7 +57,7 @@ relay:
 
 e2e: build
 	scripts/npm-ci examples/whatsapp-relay
-	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak)' ./e2e
+	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak|Long)' ./e2e
 
 canary: setup
 	go test -count=1 -timeout 5m -parallel 4 -v -run '^TestCanary' ./e2e
@@ -75,8 +77,8 @@ soak: setup build $(LONG)
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -parallel 6 -v -timeout 40m .
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -v -timeout 60m ./e2e
 
-long:
-	go test -count=1 -run '^TestLong' -v -timeout 15m .
+long: setup build
+	go test -count=1 -run '^TestLong' -v -timeout 15m . ./e2e
 
 idle: setup build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e
@@ -91,8 +93,9 @@ fuzz:
 kube:
 	go run $(KUBECTL_VALIDATE) --version 1.30 deploy/kubernetes.yaml
 
+# What was built, and nothing else: no workspace, no conversation.
 clean:
-	rm -rf bin node_modules workspace .run
+	rm -rf bin
 
 # The image, built and tested with docker or podman, whichever works here.
 .PHONY: image root image-test

@@ -15,21 +15,20 @@ import (
 
 // What README.md tells people to type, where no other test does.
 
-// The first answer: `make run` without an account, and the curl beside it with the
-// answer that is printed there. What it sets up, make setup has set up for the tests.
-func TestTheFirstAnswerIsThatOfTheReadme(t *testing.T) {
-	session := regexp.MustCompile(`(?m)^\$ (curl .*)\n(\{.*\})$`).FindStringSubmatch(read(t, "README.md"))
-	if session == nil {
-		t.Fatal("README.md has no curl with its answer")
-	}
+// makeRun starts scripts/run, as make run does, and waits until the server listens. What it
+// sets up, make setup has set up for the tests.
+func makeRun(t *testing.T, env ...string) *vm {
+	t.Helper()
 	build := exec.Command("make", "build")
 	build.Dir = root(t)
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, output)
 	}
+	dir := newDir(t)
 	v := &vm{t: t, log: &buffer{}, done: make(chan struct{})}
 	v.cmd = exec.Command("../scripts/run")
-	v.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VM_ADDR=127.0.0.1:0", "VM_WORKSPACE=" + newDir(t) + "/workspace"}
+	v.cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + dir + "/home", "VM_ADDR=127.0.0.1:0",
+		"VM_WORKSPACE=" + dir + "/workspace", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1"}, env...)
 	v.cmd.Stdout = v.log
 	v.launch()
 	t.Cleanup(func() {
@@ -37,16 +36,99 @@ func TestTheFirstAnswerIsThatOfTheReadme(t *testing.T) {
 		<-v.done
 	})
 	v.listens()
+	return v
+}
 
-	output, err := exec.Command("sh", "-c", strings.Replace(session[1], "http://127.0.0.1:3001", v.url, 1)).CombinedOutput()
+// typed runs a curl for the server as a person types it, with the server's own port.
+func (v *vm) typed(line string, env ...string) (output []byte) {
+	v.t.Helper()
+	line = regexp.MustCompile(`http://127\.0\.0\.1:\d+`).ReplaceAllLiteralString(line, v.url)
+	cmd := exec.Command("sh", "-c", line)
+	cmd.Env = append(os.Environ(), env...)
+	output, err := cmd.CombinedOutput()
 	if err != nil {
-		t.Fatalf("%v: %s; the server's log:\n%s", err, output, v.log)
+		v.t.Fatalf("%s: %v: %s; the server's log:\n%s", line, err, output, v.log)
 	}
-	if !strings.Contains(v.log.String(), "SCRIPTED MODEL") {
-		t.Errorf("it doesn't say whose answers these are:\n%s", v.log)
+	return output
+}
+
+// The first answer: `make run` without an account, and the curl beside it with the
+// answer that is printed there.
+func TestTheFirstAnswerIsThatOfTheReadme(t *testing.T) {
+	session := regexp.MustCompile(`(?m)^\$ (curl .*)\n(\{.*\})$`).FindStringSubmatch(read(t, "README.md"))
+	if session == nil {
+		t.Fatal("README.md has no curl with its answer")
 	}
+	v := makeRun(t)
+	output := v.typed(session[1])
 	if diff := cmp.Diff(withoutChance(t, []byte(session[2])), withoutChance(t, output)); diff != "" {
 		t.Errorf("the answer (-README.md +got):\n%s", diff)
+	}
+}
+
+// A person's own key, exported for something else, is no wish to let an agent loose on
+// the person's machine: only REAL=1 is.
+func TestMakeRunUsesAPersonsKeyOnlyWhereItIsTold(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		env   []string
+		isOwn bool // the person's API is asked
+		says  []string
+	}{
+		{"without an account", nil, false, []string{"SCRIPTED MODEL", "make run REAL=1 is the real model"}},
+		{"with a key exported", []string{"ANTHROPIC_API_KEY=mine"}, false,
+			[]string{"SCRIPTED MODEL", "your credentials are not used", "REAL=1"}},
+		{"with a subscription's token and a cloud", []string{"CLAUDE_CODE_OAUTH_TOKEN=mine", "CLAUDE_CODE_USE_BEDROCK=1"}, false,
+			[]string{"SCRIPTED MODEL", "your credentials are not used"}},
+		{"with a token of the server's", []string{"VM_TOKEN=correct"}, false, []string{"SCRIPTED MODEL", "Bearer $VM_TOKEN"}},
+		{"with REAL=1", []string{"ANTHROPIC_API_KEY=mine", "REAL=1"}, true,
+			[]string{"REAL MODEL", "may do on this machine whatever", "at your account's cost", "no VM_TOKEN is set"}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			own := &model{}
+			v := makeRun(t, append(test.env, "ANTHROPIC_BASE_URL="+newModelServer(t, own))...)
+			line := regexp.MustCompile(`(?m)^curl .*$`).FindString(v.log.String())
+			var got answer
+			if err := json.Unmarshal(v.typed(line, test.env...), &got); err != nil || got.Status != "success" {
+				t.Errorf("the curl that it prints, %q, is answered %+v, %v", line, got, err)
+			}
+			if isOwn := len(own.Calls()) > 0; isOwn != test.isOwn {
+				t.Errorf("the person's own API was asked: %v, want %v", isOwn, test.isOwn)
+			}
+			for _, want := range test.says {
+				if !strings.Contains(v.log.String(), want) {
+					t.Errorf("it doesn't say %q:\n%s", want, v.log)
+				}
+			}
+			for _, secret := range []string{"mine", "correct"} {
+				if strings.Contains(v.log.String(), secret) {
+					t.Errorf("it shows %q:\n%s", secret, v.log)
+				}
+			}
+		})
+	}
+}
+
+func TestMakeCleanRemovesOnlyWhatWasBuilt(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/Makefile", []byte(read(t, "Makefile")), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	folders := []string{"bin", "workspace/project", ".run/home/.claude", "node_modules/.bin", "examples/whatsapp-relay"}
+	for _, name := range folders {
+		if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("make", "clean")
+	cmd.Dir = dir
+	if output, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	for _, name := range folders {
+		if isThere := exists(filepath.Join(dir, name)); isThere != (name != "bin") {
+			t.Errorf("%s is there: %v", name, isThere)
+		}
 	}
 }
 
@@ -138,7 +220,9 @@ func TestImageOneOfYourOwn(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"playwright": "connected", "own": "connected"}, status); diff != "" {
 		t.Errorf("MCP servers (-want +got):\n%s", diff)
 	}
-	if !strings.Contains(v.sent(), "Instructions of an image of one's own.") {
-		t.Error("the model isn't told what the image's CLAUDE.md says")
+	for _, want := range []string{"Instructions of an image of one's own.", strings.TrimSpace(read(t, "image/CLAUDE.md"))} {
+		if !strings.Contains(v.sent(), want) {
+			t.Errorf("the model isn't told:\n%s", want)
+		}
 	}
 }
