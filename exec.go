@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"slices"
@@ -114,8 +115,10 @@ func (l *launcher) environment(placeholder string) []string {
 		name, value, _ := strings.Cut(entry, "=")
 		isOurs := strings.HasPrefix(entry, "VM_")
 		isSecret := slices.Contains(secrets, name)
+		isLogin := name == "ANTHROPIC_BASE_URL" && l.cfg.api.User != nil
 		switch {
 		case isOurs:
+		case isLogin && l.cfg.KeyProxy: // a cloud's CLI doesn't use it (measured)
 		case !isSecret || !l.cfg.KeyProxy:
 			env = append(env, entry)
 		case l.cfg.keyProxied && value != "":
@@ -129,6 +132,9 @@ func (l *launcher) environment(placeholder string) []string {
 	}
 	if l.cfg.keyProxied {
 		env = append(env, "ANTHROPIC_BASE_URL="+l.proxyURL)
+		if l.cfg.hasLoginOnly() {
+			env = append(env, "ANTHROPIC_AUTH_TOKEN="+placeholder)
+		}
 		// Or an HTTPS_PROXY would get the prompts that are for the loopback.
 		for _, name := range []string{"NO_PROXY", "no_proxy"} {
 			env = append(env, name+"=127.0.0.1,"+os.Getenv(name))
@@ -136,6 +142,20 @@ func (l *launcher) environment(placeholder string) []string {
 	}
 	if l.cfg.GitToken != "" {
 		env = append(env, l.cfg.gitEnvironment(l.proxyURL, placeholder)...)
+	}
+	return append(env, bashLimits(l.cfg.Timeout)...)
+}
+
+// bashLimits lets one command of the Bash tool take nearly as long as the whole command.
+// By its own default the CLI moves one to the background after two minutes and ends its
+// turn (measured), which loses what it was to print. What the operator set stays.
+func bashLimits(timeout time.Duration) (env []string) {
+	limit := timeout - min(10*time.Second, timeout/10) // time is left to report it
+	milliseconds := min(limit.Milliseconds(), math.MaxInt32)
+	for _, name := range []string{"BASH_DEFAULT_TIMEOUT_MS", "BASH_MAX_TIMEOUT_MS"} {
+		if os.Getenv(name) == "" {
+			env = append(env, fmt.Sprintf("%s=%d", name, max(1, milliseconds)))
+		}
 	}
 	return env
 }

@@ -163,8 +163,49 @@ func TestAnAgentWithoutAnyVariableGetsNoneOfTheServers(t *testing.T) {
 	}()
 	os.Setenv("VM_TOKEN", "secret")
 
-	env := (&launcher{cfg: &config{}}).environment("placeholder")
-	if env == nil || len(env) > 0 {
-		t.Errorf("the agent's environment is %#v, want one that is empty and not nil", env)
+	got := (&launcher{cfg: &config{Timeout: time.Minute}}).environment("placeholder")
+	want := []string{"BASH_DEFAULT_TIMEOUT_MS=54000", "BASH_MAX_TIMEOUT_MS=54000"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("the agent's environment (-want +got):\n%s", diff)
+	}
+}
+
+// A little below VM_TIMEOUT, so that time is left to report what the command printed.
+func TestTheLimitsOfBashFollowTheTimeout(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name string
+		env  []string
+		want []string // the default and the largest, of each name the last
+	}{
+		{"ten minutes", []string{"VM_TIMEOUT=10m"}, []string{"590000", "590000"}},
+		{"two hours", []string{"VM_TIMEOUT=2h"}, []string{"7190000", "7190000"}},
+		{"a minute", []string{"VM_TIMEOUT=1m"}, []string{"54000", "54000"}},
+		{"more than a timer of the CLI's can count", []string{"VM_TIMEOUT=1000h"},
+			[]string{"2147483647", "2147483647"}},
+		{"the operator's own", []string{"BASH_DEFAULT_TIMEOUT_MS=1000", "BASH_MAX_TIMEOUT_MS=2000"},
+			[]string{"1000", "2000"}},
+		{"one of the operator's own", []string{"VM_TIMEOUT=10m", "BASH_DEFAULT_TIMEOUT_MS=1000"},
+			[]string{"1000", "590000"}},
+		{"an empty one", []string{"VM_TIMEOUT=10m", "BASH_MAX_TIMEOUT_MS="},
+			[]string{"590000", "590000"}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got := make([]string, 2)
+			for _, entry := range startServer(t, test.env...).describe("").Env {
+				name, value, _ := strings.Cut(entry, "=")
+				switch name {
+				case "BASH_DEFAULT_TIMEOUT_MS":
+					got[0] = value
+				case "BASH_MAX_TIMEOUT_MS":
+					got[1] = value
+				}
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("limits (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
