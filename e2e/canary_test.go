@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -39,6 +40,7 @@ func TestCanary(t *testing.T) {
 		{limitIsTold, "a plan's limit and an empty balance are told by error and limit"},
 		{overloadIsTold, "too many requests and an overload are told by status"},
 		{filesAreKept, "it writes into HOME and TMPDIR alone, the conversation under .claude"},
+		{oldConversationsGo, "its housekeeping deletes conversations over 30 days old, settings keep them"},
 		{keyIsSent, "a key is sent as x-api-key, beside a bearer too; messages alone are asked for"},
 		{tokenIsSent, "a token is sent as bearer, a gateway's before a subscription's"},
 	}
@@ -429,5 +431,52 @@ func (v *vm) sends(t *testing.T, seen *asked, want login, env ...string) {
 	}
 	if sent.Get("Anthropic-Version") == "" {
 		t.Errorf("%v: there is no anthropic-version among %v", env, sent)
+	}
+}
+
+// Seconds after its start, if that was not done within a day, or ten minutes after it: so
+// a waiting CLI does it.
+func oldConversationsGo(t *testing.T, v *vm, _ *asked) {
+	kept := "--settings=" + root(t) + "/image/managed-settings.json"
+	for _, options := range [][]string{{kept}, nil} {
+		v.run(t, "said long ago")
+		path := v.onlyConversation(t)
+		makeOld(t, path)
+		os.Remove(v.housekeeping())
+		c := v.wait(t, options...)
+		c.eventually("its housekeeping has run", func() bool { return exists(v.housekeeping()) })
+		c.cmd.Process.Kill()
+		<-c.ended
+		if want := options != nil; exists(path) != want {
+			t.Errorf("with the options %q the conversation is there: %v", options, !want)
+		}
+		os.Remove(path)
+	}
+}
+
+// housekeeping is the file by which the CLI notes that its housekeeping has run.
+func (v *vm) housekeeping() string { return v.dir + "/home/.claude/.last-cleanup" }
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// onlyConversation is the file of the one conversation that is kept.
+func (v *vm) onlyConversation(t *testing.T) string {
+	t.Helper()
+	paths, _ := filepath.Glob(v.dir + "/home/.claude/projects/*/*.jsonl")
+	if len(paths) != 1 {
+		t.Fatalf("there are the conversations %q, want one", paths)
+	}
+	return paths[0]
+}
+
+// makeOld makes a file 40 days old.
+func makeOld(t *testing.T, path string) {
+	t.Helper()
+	old := time.Now().AddDate(0, 0, -40)
+	if err := os.Chtimes(path, old, old); err != nil {
+		t.Fatal(err)
 	}
 }

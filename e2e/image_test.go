@@ -194,3 +194,60 @@ func TestImageFilesForThePersonComeOutOfTheWorkspace(t *testing.T) {
 		t.Errorf("the file (-want +got):\n%s%v", diff, err)
 	}
 }
+
+// closed lists the folders that the agent's user can't enter, but for those that are
+// root's own on every Debian.
+const closed = `find / -xdev -type d ! -perm -005 ! -path '/root*' ! -path '/proc*' ! -path '/etc/ssl/private' ` +
+	`! -path '/var/cache/apt/*' ! -path '/var/cache/ldconfig' ! -path '/var/lib/private' ! -path '/var/log/private' ` +
+	`! -path '/var/spool/*' ! -path '/var/log/squid' ! -path '/var/lib/apt/*'`
+
+// Whoever built them. The control is the mode that Docker 28.1 and newer gave.
+func TestImageTheAgentAndSquidCanEnterTheirFolders(t *testing.T) {
+	needImage(t)
+	for name, folders := range map[string][]string{
+		image:                {"/etc/claude-code", "/etc/claude-code/managed-settings.d", "/etc/claude-code/.claude/rules", "/etc/cockpit-vm"},
+		"cockpit-vm-gateway": {"/etc/egress"},
+	} {
+		look := func(before string) string {
+			return run(t, "run", "--rm", "--no-healthcheck", "--network=none", "--user=0", "--entrypoint=sh", name, "-c", before+closed)
+		}
+		if got := look(""); got != "" {
+			t.Errorf("%s has folders that nobody but root can enter:\n%s", name, got)
+		}
+		for _, folder := range folders {
+			if got := look("chmod 644 " + folder + "; "); !strings.Contains(got, folder) {
+				t.Errorf("the control: %s is closed and not found: %q", folder, got)
+			}
+		}
+	}
+}
+
+// The settings are those of the image, and who waits is the server's.
+func TestImageAWaitingClaudeCodeDeletesNoConversation(t *testing.T) {
+	needImage(t)
+	empty := t.TempDir()
+	os.Chmod(empty, 0o755)
+	for _, test := range []struct {
+		name string
+		env  []string
+		want bool
+	}{
+		{"as the image is", nil, true},
+		{"the control: without the image's settings", []string{"--volume=" + empty + ":/etc/claude-code:ro"}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			dir := newDir(t)
+			v := startIn(t, dir, test.env...)
+			v.ask("success", "said long ago")
+			v.stop()
+			path := v.onlyConversation(t)
+			makeOld(t, path)
+			os.Remove(v.housekeeping())
+			v = startIn(t, dir, append(test.env, "VM_WARM=true")...)
+			v.eventually("the housekeeping of the waiting one has run", func() bool { return exists(v.housekeeping()) })
+			if exists(path) != test.want {
+				t.Errorf("the conversation is there: %v, want %v", !test.want, test.want)
+			}
+		})
+	}
+}
