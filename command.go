@@ -45,7 +45,7 @@ func (c *commands) run(ctx context.Context, p *place, j job) *transcript {
 
 	t.judge()
 	t.DurationMS = time.Since(started).Milliseconds()
-	j.tell(event{name: "response", data: encode(t.answer)})
+	j.tell(event{name: "response", data: t.answer.encode()})
 	return t
 }
 

@@ -201,18 +201,23 @@ func (h *handler) logCommand(id, remote string, t *transcript, more ...any) {
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {
+	data, err := encode(value)
+	if err != nil { // which is the server's own mistake
+		http.Error(w, "cannot encode the answer", http.StatusInternalServerError)
+		return
+	}
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeLimit))
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	w.Write(append(encode(value), '\n'))
+	w.Write(append(data, '\n'))
 }
 
 // encode writes JSON for programs that aren't browsers: <, > and & as they are.
-func encode(value any) []byte {
+func encode(value any) ([]byte, error) {
 	var out bytes.Buffer
 	in := json.NewEncoder(&out)
 	in.SetEscapeHTML(false)
-	in.Encode(value)
-	return bytes.TrimSuffix(out.Bytes(), []byte("\n"))
+	err := in.Encode(value)
+	return bytes.TrimSuffix(out.Bytes(), []byte("\n")), err
 }

@@ -216,6 +216,9 @@ func hostileClaude() {
 			group == me.pid, os.Getuid(), os.Getgid(), me.pid, me.started})
 		result(string(data))
 		return
+	case "prints": // the marker, as it is
+		emit(marker)
+		return
 	case "answers-with": // so many bytes
 		count, _ := strconv.Atoi(marker)
 		result(strings.Repeat("x", count))

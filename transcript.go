@@ -136,7 +136,7 @@ func (t *transcript) note(m *message, stopping bool) {
 	switch {
 	case m.Type == "result":
 		t.NumTurns = m.NumTurns
-		t.CostUSD = math.Round(m.CostUSD*1e9) / 1e9 // it is a sum of floats
+		t.CostUSD = rounded(m.CostUSD)
 		if stopping {
 			t.Result = cmp.Or(m.Result, t.Result)
 			return
@@ -205,6 +205,36 @@ func (t *transcript) judge() {
 	default:
 		t.fail(t.failure())
 	}
+}
+
+// rounded takes away what adding floats leaves. A number that is too large for that stays
+// as it is, since JSON has no infinity.
+func rounded(cost float64) float64 {
+	result := math.Round(cost*1e9) / 1e9
+	if math.IsInf(result, 0) {
+		return cost
+	}
+	return result
+}
+
+// encode is the answer as JSON. One that can't be encoded becomes a failure that can, so
+// that there always is an answer.
+func (a answer) encode() []byte {
+	data, err := encode(a)
+	if err == nil {
+		return data
+	}
+
+	why := fail("agent_crashed", "cannot encode the answer: %v; send the command again", err)
+	data, _ = encode(answer{
+		Status:     why.status(),
+		SessionID:  a.SessionID,
+		DurationMS: a.DurationMS,
+		MCPServers: few[mcpServer]{},
+		Swept:      a.Swept,
+		Error:      why,
+	})
+	return data
 }
 
 func (t *transcript) fail(why *problem) {
