@@ -53,7 +53,7 @@ func (c *config) findKey(log *slog.Logger) error {
 	c.apiKey = os.Getenv("ANTHROPIC_API_KEY")
 	// The CLI prefers a gateway's token to a subscription's (measured).
 	c.bearer = cmp.Or(os.Getenv("ANTHROPIC_AUTH_TOKEN"), os.Getenv("CLAUDE_CODE_OAUTH_TOKEN"))
-	hasSecret := c.apiKey != "" || c.bearer != ""
+	hasSecret := c.apiKey != "" || c.bearer != "" || c.api.User != nil
 	c.keyProxied = c.KeyProxy && hasSecret && !usesCloud()
 
 	_, err := os.Stat(c.agent.settings + "/.credentials.json")
@@ -84,7 +84,17 @@ func (c *config) readableCredentials() (names []string) {
 			names = append(names, name)
 		}
 	}
+	if !c.KeyProxy && c.api.User != nil {
+		names = append(names, "ANTHROPIC_BASE_URL")
+	}
 	return names
+}
+
+// hasLoginOnly reports whether the login of ANTHROPIC_BASE_URL is the only secret. The
+// CLI uses such a login beside a key, never without one (measured), so the agent then
+// asks the proxy by a token.
+func (c *config) hasLoginOnly() bool {
+	return c.api.User != nil && c.apiKey == "" && c.bearer == ""
 }
 
 // usesCloud says whether the CLI asks a cloud's API, which needs no key and doesn't

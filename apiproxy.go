@@ -39,11 +39,13 @@ func (p *apiProxy) isKey(l *lease, r *http.Request) bool {
 
 func (p *apiProxy) isBearer(l *lease, r *http.Request) bool {
 	placeholder, isBearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	return p.cfg.bearer != "" && isBearer && l.isFor(placeholder)
+	hasBearer := p.cfg.bearer != "" || p.cfg.hasLoginOnly()
+	return hasBearer && isBearer && l.isFor(placeholder)
 }
 
 // rewrite gives a request the credentials that the CLI would send without a proxy: what
 // its placeholders stand for and, beside a key alone, the base URL's login (measured).
+// Where that login is the only secret, it is what the agent's token stands for.
 func (p *apiProxy) rewrite(r *httputil.ProxyRequest) {
 	l := leaseOf(r.In)
 	r.SetURL(p.cfg.api)
@@ -55,7 +57,7 @@ func (p *apiProxy) rewrite(r *httputil.ProxyRequest) {
 	}
 	login := p.cfg.api.User
 	switch {
-	case p.isBearer(l, r.In):
+	case p.isBearer(l, r.In) && p.cfg.bearer != "":
 		r.Out.Header.Set("Authorization", "Bearer "+p.cfg.bearer)
 	case login != nil:
 		password, _ := login.Password()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/url"
@@ -108,7 +110,8 @@ func readToken(name, token, file string) (string, error) {
 		}
 		data, err := os.ReadFile(file)
 		if err != nil {
-			return "", fmt.Errorf("cannot use %s: %w; put the token in it", source, err)
+			return "", fmt.Errorf("cannot use %s: %w; "+
+				"name a file, and put the token in it", source, withoutPath(err))
 		}
 		token = string(data)
 		if strings.TrimSpace(token) == "" {
@@ -128,6 +131,16 @@ func readToken(name, token, file string) (string, error) {
 			"put it on one line", source)
 	}
 	return token, nil
+}
+
+// withoutPath is what the system says of a file, without its name: some put the secret
+// itself where the name of its file belongs.
+func withoutPath(err error) error {
+	var file *fs.PathError
+	if errors.As(err, &file) {
+		return file.Err
+	}
+	return err
 }
 
 // longest is so long that no sum of durations overflows.

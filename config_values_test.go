@@ -88,6 +88,7 @@ func TestAValueThatCannotWorkIsRefused(t *testing.T) {
 		{"a token with a control character", "VM_TOKEN=secret\x01secret", oneLine},
 		{"a token file of two lines", "VM_TOKEN_FILE=" + write(t, "token", "secret\nsecret\n"), oneLine},
 		{"a token file that is a folder", "VM_TOKEN_FILE=" + t.TempDir(), "put the token in it"},
+		{"a git host with a path", "VM_GIT_HOST=github.com/me", "give a host such as github.com"},
 		{"an OAuth token on two lines", "CLAUDE_CODE_OAUTH_TOKEN=secret\nsecret", oneLine},
 		{"a gateway's token on two lines", "ANTHROPIC_AUTH_TOKEN=secret\nsecret", oneLine},
 		{"a URL without a host", "ANTHROPIC_BASE_URL=https://", aURL},
@@ -141,6 +142,42 @@ func TestAValueThatCannotWorkIsRefused(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Some put a secret where its file, or its host, is asked for.
+func TestNoErrorOfAStartQuotesASecret(t *testing.T) {
+	t.Parallel()
+	const inline = `{"mcpServers": {"x": {"command": "x", "env": {"KEY": "sesame"}}}}`
+	tests := []struct{ name, env, want string }{
+		{"the token as its file", "VM_TOKEN_FILE=sesame", "VM_TOKEN_FILE: no such file or directory; name a file"},
+		{"a token too long for a name", "VM_TOKEN_FILE=" + strings.Repeat("sesame", 1000),
+			"VM_TOKEN_FILE: file name too long; name a file"},
+		{"the git token as its file", "VM_GIT_TOKEN_FILE=sesame", "VM_GIT_TOKEN_FILE: no such file"},
+		{"a git host with a login", "VM_GIT_HOST=https://me:sesame@github.com", "without a login"},
+		{"a git host with a login, without a scheme", "VM_GIT_HOST=me:sesame@github.com", "without a login"},
+		{"MCP servers inline", "VM_MCP_CONFIG=" + inline, "VM_MCP_CONFIG: no such file or directory; name a file"},
+		{"MCP servers inline, with a path in them", "VM_MCP_CONFIG=" + `{"mcpServers": {"x": "/sesame"}}`,
+			"VM_MCP_CONFIG: no such file"},
+		{"an API's URL with a login", "ANTHROPIC_BASE_URL=https://me:sesame@", "ANTHROPIC_BASE_URL"},
+		{"a token with a control character", "VM_TOKEN=sesame\x01", "VM_TOKEN"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			got := refusedStart(t, test.env)
+			if !strings.Contains(got, test.want) || strings.Contains(got, "sesame") {
+				t.Errorf("it says %q, want %q and not the secret", got, test.want)
+			}
+		})
+	}
+
+	// As docker's option behind the image is.
+	cmd := serverCommand(t)
+	cmd.Args = append(cmd.Args, "-e", "VM_TOKEN=sesame")
+	output, err := cmd.CombinedOutput()
+	if err == nil || strings.Contains(string(output), "sesame") {
+		t.Errorf("%v: it says %q to an argument", err, output)
 	}
 }
 

@@ -42,7 +42,9 @@ func (c *config) checkGit(*slog.Logger) error {
 	isOddAddress := oddAddress.MatchString(name) && net.ParseIP(name) == nil
 	isTheAPIs := name == "127.0.0.1" // where the agent finds that
 	if !hasForm || !isNumber || isOddAddress || isTheAPIs {
-		return fmt.Errorf("cannot use VM_GIT_HOST=%q: give a host such as github.com", c.GitHost)
+		// Not quoted: some give a URL with the token in it.
+		return errors.New("cannot use VM_GIT_HOST: it is no host name; " +
+			"give a host such as github.com, without a login or a path")
 	}
 	if c.GitToken == "" {
 		return nil

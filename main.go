@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	stdlog "log"
@@ -48,8 +49,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintln(stdout, "vm-server", version)
 		return err
 	default:
-		return fmt.Errorf("cannot use the arguments %q: "+
-			"vm-server is set by environment variables, -h lists them", flag)
+		// Not quoted: some put docker's options, such as -e VM_TOKEN=…, behind the image.
+		return errors.New("cannot use arguments: " +
+			"vm-server is set by environment variables; -h lists them")
 	}
 
 	stdlog.SetOutput(io.Discard)   // net/http quotes there what a server sends unasked

@@ -46,7 +46,7 @@ func (c *config) findPrograms(*slog.Logger) error {
 	mayBeTheAgents := c.agent.credential != nil && errors.Is(err, fs.ErrPermission)
 	if err != nil && !mayBeTheAgents {
 		return fmt.Errorf("cannot use VM_MCP_CONFIG: %w; "+
-			`name a file of JSON such as {"mcpServers": {}}, or unset it`, err)
+			`name a file of JSON such as {"mcpServers": {}}, or unset it`, withoutPath(err))
 	}
 	return nil
 }
@@ -63,14 +63,15 @@ func checkFolder(path string) error {
 }
 
 // checkServers refuses a file that the CLI refuses (measured). A server in it that
-// can't work is no reason: the answers tell its status.
+// can't work is no reason: the answers tell its status. No error quotes path: it may be
+// the JSON itself, with its keys.
 func checkServers(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
 		return err
 	}
 	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is a directory or a device", path)
+		return errors.New("it is a directory or a device")
 	}
 
 	data, err := os.ReadFile(path)
@@ -79,7 +80,7 @@ func checkServers(path string) error {
 	}
 	data = bytes.TrimPrefix(data, []byte("\ufeff")) // as the CLI does (measured)
 	if !json.Valid(data) {
-		return fmt.Errorf("%s is not JSON", path)
+		return errors.New("it is not JSON")
 	}
 
 	var file struct {
@@ -87,7 +88,7 @@ func checkServers(path string) error {
 	}
 	err = json.Unmarshal(data, &file)
 	if err != nil || file.Servers == nil {
-		return fmt.Errorf("%s has no object mcpServers", path)
+		return errors.New("it has no object mcpServers")
 	}
 	return nil
 }

@@ -146,6 +146,76 @@ func TestTheRealCLIWorksByATokenThatItsAgentDoesNotHave(t *testing.T) {
 	}
 }
 
+// A gateway's login in its URL may be the only secret, and the CLI may have a login of
+// its own or use a cloud: the agent sees it in none of these. The control of each is
+// VM_KEY_PROXY=false.
+func TestTheAgentIsNotShownALoginThatIsTheOnlySecret(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name  string
+		env   []string
+		warns string // with VM_KEY_PROXY=false
+	}{
+		{"nothing else", nil, "variable=ANTHROPIC_BASE_URL"},
+		{"a login in the home", []string{"CLAUDE_CONFIG_DIR=" + homeWithLogin(t)}, "variable=ANTHROPIC_BASE_URL"},
+		{"Bedrock", []string{"CLAUDE_CODE_USE_BEDROCK=1"}, "variable=CLAUDE_CODE_USE_BEDROCK"},
+		{"Vertex", []string{"CLAUDE_CODE_USE_VERTEX=1"}, "variable=CLAUDE_CODE_USE_VERTEX"},
+	}
+	for _, test := range tests {
+		for proxied, want := range map[string]bool{"true": false, "false": true} {
+			t.Run(test.name+", VM_KEY_PROXY="+proxied, func(t *testing.T) {
+				t.Parallel()
+				env := append(test.env, "ANTHROPIC_BASE_URL=http://user:sesame@127.0.0.1:1", "VM_KEY_PROXY="+proxied)
+				s := startServer(t, env...)
+				got := strings.Join(s.describe("").Env, "\n")
+				if diff := cmp.Diff(want, strings.Contains(got, "sesame")); diff != "" {
+					t.Errorf("the agent has the password (-want +got):\n%s%s", diff, got)
+				}
+				if log := s.stderr.String(); strings.Contains(log, "sesame") || want && !strings.Contains(log, test.warns) {
+					t.Errorf("the log has no %s, or the password:\n%s", test.warns, log)
+				}
+			})
+		}
+	}
+}
+
+func homeWithLogin(t *testing.T) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	if err := os.WriteFile(dir+"/.credentials.json", []byte("{}"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// The control is the CLI without the proxy, which sends no such login by itself.
+func TestTheRealCLIWorksByALoginThatIsTheOnlySecret(t *testing.T) {
+	t.Parallel()
+	cli := newRealCLI(t)
+	for proxied, want := range map[string]string{"true": "success", "false": "failed no_credentials"} {
+		t.Run("VM_KEY_PROXY="+proxied, func(t *testing.T) {
+			t.Parallel()
+			seen := make(chan []string, 20)
+			note := func(w http.ResponseWriter, r *http.Request) {
+				seen <- credentials(r)[1:]
+				cli.model.ServeHTTP(w, r)
+			}
+			s := cli.start(t, note, "ANTHROPIC_API_KEY=", "ANTHROPIC_BASE_URL=http://user:sesame@API-HOST",
+				"VM_KEY_PROXY="+proxied)
+			got := s.ask("real hello")
+			if diff := cmp.Diff(want, inShort(got)); diff != "" {
+				t.Fatalf("answer (-want +got):\n%s", diff)
+			}
+			if want != "success" {
+				return
+			}
+			if diff := cmp.Diff([]string{"", "Basic dXNlcjpzZXNhbWU="}, <-seen); diff != "" {
+				t.Errorf("what the gateway saw (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
 func TestTheAgentIsNotShownTheGatewaysLogin(t *testing.T) {
 	t.Parallel()
 	const login = "ANTHROPIC_BASE_URL=http://user:sesame@127.0.0.1:1"
