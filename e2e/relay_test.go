@@ -89,7 +89,8 @@ func startCrowded(t *testing.T, env ...string) (*vm, *relay) {
 
 func TestTheRelayTellsHowLongItTakes(t *testing.T) {
 	t.Parallel()
-	v, r := startCrowded(t, "VM_TIMEOUT=40s")
+	// Longer than VM_TIMEOUT, or the CLI would move Bash's command to the background before.
+	v, r := startCrowded(t, "VM_TIMEOUT=40s", "BASH_DEFAULT_TIMEOUT_MS=120000")
 	v.letGo()
 	r.readsOnce(ann, "it went on")
 	r.readsOnce(ben, "ben's turn")
