@@ -1,221 +1,200 @@
 package main
 
 import (
+	"cmp"
 	"context"
-	"fmt"
+	"log/slog"
 	"time"
 )
 
-// One command from its turn in the queue to its answer: the prompt is handed to an
-// agent, its output followed, its end awaited, and everything it left is cleared
-// away before the next command's turn.
+// outputTimeout is how long a CLI may print nothing at all after its prompt, unless a hook
+// of its user runs. It prints its init at once (measured).
+const outputTimeout = time.Minute
 
-// spareTakes is when a spare that has not read its prompt counts as hung; others
-// need 0.2 s (measured).
-const spareTakes = 10 * time.Second
+// runner runs operations, one at a time: it gives the prompt to an agent, follows its
+// output, waits for its end, and kills everything it left before the next one's turn.
+type runner struct {
+	cfg        *config
+	log        *slog.Logger
+	queue      *queue
+	operations *operations
+	standby    *standby
+	proxy      *credentialProxy
+	health     *health
 
-// commands runs one command at a time; several may wait for their turn.
-type commands struct {
-	cfg    *config
-	keeper *keeper
-	proxy  *keyProxy
-	health *health
+	outputTimeout time.Duration
 }
 
-// job is what a command asks for, and where its events go.
-type job struct {
-	*request
-	tell func(event)
-}
-
-// run waits for the command's turn, runs it, and tells its events, of which the
-// response is the last. When ctx ends, with the reason, the command must.
-func (c *commands) run(ctx context.Context, p *place, j job) *transcript {
-	waiting := func(before int) {
-		j.tell(event{name: "queued", data: fmt.Appendf(nil, `{"position":%d}`, before)})
-	}
-
+// run runs an operation to its response. Call it once for each.
+func (r *runner) run(o *operation) {
 	started := time.Now()
-	t := &transcript{stopped: p.turn(ctx, waiting)}
-	if t.stopped == nil {
+	out := &outcome{stopped: r.queue.wait(o.ctx, o.ticket)}
+	if out.stopped == nil {
 		started = time.Now()
-		t = c.execute(ctx, j)
+		out = r.execute(o)
 	}
-	p.leave()
+	r.queue.leave(o.ticket)
 
-	t.judge()
-	t.DurationMS = time.Since(started).Milliseconds()
-	j.tell(event{name: "response", data: t.answer.encode()})
-	return t
+	out.finish()
+	out.DurationMS = time.Since(started).Milliseconds()
+	r.operations.finish(o, out.answer.encode())
+	r.logCommand(o, out)
+	r.standby.prepareNext()
 }
 
-// execute runs the command in its turn. When it returns, no process of it is left,
-// or the keeper has given up.
-func (c *commands) execute(ctx context.Context, j job) *transcript {
-	c.keeper.hold()
-	defer c.keeper.release()
-	c.health.begin()
-	defer c.health.end()
+// logCommand logs a command that is over, without its prompt and what it printed.
+func (r *runner) logCommand(o *operation, out *outcome) {
+	r.log.Info("command",
+		"request", o.id,
+		"remote", o.remote,
+		"status", out.Status,
+		"code", cmp.Or(out.Error, &apiError{}).Code,
+		"duration_ms", out.DurationMS,
+		"exit", out.exit,
+		"warm", out.warm,
+		"swept", out.Killed,
+		"lines_skipped", out.skippedLines,
+		"conversation_cost_usd", out.CostUSD)
+}
 
-	ctx, cancel := context.WithTimeoutCause(ctx, c.cfg.Timeout, errTimeout)
+// execute runs the operation in its turn. When it returns, no process of it is left, or
+// the server is about to end.
+func (r *runner) execute(o *operation) *outcome {
+	r.standby.mu.Lock()
+	defer r.standby.mu.Unlock()
+	r.health.setBusy(time.Now())
+	defer r.health.setBusy(time.Time{})
+
+	ctx, cancel := context.WithTimeoutCause(o.ctx, r.cfg.Timeout, errTimeout)
 	defer cancel()
 	if ctx.Err() != nil {
-		return &transcript{stopped: context.Cause(ctx)}
+		return &outcome{stopped: context.Cause(ctx)}
 	}
-
-	t, err := c.ask(ctx, j)
+	a, isWarm, err := r.standby.agent(o.req.session)
 	if err != nil {
-		return &transcript{stopped: err}
+		return &outcome{stopped: err}
 	}
+	defer a.close()
 
-	// The next command most likely does as this one did: goes on in the same
-	// conversation, or begins another.
-	if t.conversation == j.session {
-		c.keeper.expect(j.session)
-	} else {
-		c.keeper.expect("")
-	}
-	return t
-}
+	// Not before the command: a waiting CLI needs no credentials (measured).
+	grant := &grant{placeholder: a.placeholder, stop: a.stop}
+	defer r.proxy.allow(grant)()
+	stop := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
+	defer stop()
 
-// ask has the spare answer or, where it can't, a new agent.
-//
-// A prompt is never sent to a model twice. The spare is the only one that is asked
-// first and may be followed by another, and only if it can't have sent the prompt
-// on, because it never had the whole of it: either the server's write of it did
-// not complete, or some of it is still in the pipe. That is looked at when the
-// spare and everything it started are dead (attend has swept), so nobody is left
-// who could read more; and the server itself, which holds both ends of the pipe,
-// reads nothing. An agent could put some of it back, so one that said anything of
-// its own counts as having read it. A spare that hung before it read is killed, so
-// that this can be looked at, and the command need not wait for its timeout.
-func (c *commands) ask(ctx context.Context, j job) (*transcript, error) {
-	var first transcript
-	spare := c.keeper.take(j.session)
-	if spare != nil {
-		hung := time.AfterFunc(spareTakes, func() {
-			if spare.prompt.isHeld() {
-				spare.process.Kill()
-			}
-		})
-		t := c.attend(ctx, spare, j)
-		hung.Stop()
-		t.warm = true
-
-		mayTryAgain := t.unread && !t.begun && ctx.Err() == nil
-		if !mayTryAgain {
-			return t, nil
-		}
-		first = *t
-	}
-
-	a, err := c.keeper.start(j.session)
-	if err != nil {
-		return nil, err
-	}
-	t := c.attend(ctx, a, j)
-	t.Swept += first.Swept
-	t.skipped += first.skipped
-	return t, nil
-}
-
-// attend asks one agent and follows it to its end: that of its own accord, or the
-// one that comes when ctx ends or it falls silent. It returns when no process is
-// left and all output is read, or when processes could not be cleared away.
-func (c *commands) attend(ctx context.Context, a *agent, j job) *transcript {
-	defer a.release()
-	// Not before: a waiting one needs no key (measured), and a hook of its gets no git.
-	l := &lease{placeholder: a.placeholder, stop: a.stop}
-	end := c.proxy.lend(l)
-	defer end()
-	unwatch := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
-	defer unwatch()
-
-	a.prompt.give(j.request)
-	t := &transcript{}
-	c.follow(a, t, j.tell)
-
-	t.stopped = context.Cause(a.ctx)
-	t.retryAt = l.wanted()
+	a.send(o.req)
+	out := r.supervise(a, o)
+	out.warm = isWarm
+	out.stopped = context.Cause(a.ctx)
+	out.retryAt = grant.retryTime()
 	if a.hasExited() {
-		t.exit = a.exit
+		out.exit = a.exit
 	}
-	if t.unswept == nil {
-		t.stderr = string(a.stderr)
-		t.unread = a.prompt.unread()
+	if out.left == nil {
+		out.stderr = string(a.stderr)
 	}
-	return t
+
+	// The next command most likely does as this one did: it goes on in the same
+	// conversation, or begins a new one.
+	r.standby.session = ""
+	if out.conversation == o.req.session {
+		r.standby.session = o.req.session
+	}
+	return out
 }
 
-// follow takes the agent's lines in until it is over and swept. Where it can't be
-// swept, output may be left.
-func (c *commands) follow(a *agent, t *transcript, tell func(event)) {
-	for _, line := range a.early {
-		c.take(line, a, t, tell)
+// supervise follows an agent to its end: that of its own accord, or the one that comes when
+// it must stop. It returns when no process is left and all output is read, or when
+// processes could not be killed.
+func (r *runner) supervise(a *agent, o *operation) *outcome {
+	out := &outcome{}
+	hooks := 0 // that run
+	for _, line := range a.hookOutput {
+		hooks += r.handleLine(line, a, o, out)
 	}
 
+	silent := time.NewTimer(r.outputTimeout)
+	defer silent.Stop()
+	if hooks > 0 {
+		silent.Stop()
+	}
+	idle := time.NewTimer(r.cfg.ExitGrace)
+	idle.Stop()
+	defer idle.Stop()
 	lines := a.lines
-	swept := c.sweepAfter(a)
-	var silent <-chan time.Time // begins anew with each line, once there is a result
-
-	for lines != nil || swept != nil {
+	killed := r.killAfterExit(a)
+	for lines != nil || killed != nil {
 		select {
-		case line, open := <-lines:
-			if !open {
+		case line, isOpen := <-lines:
+			if !isOpen {
 				lines = nil
 				continue
 			}
-			c.take(line, a, t, tell)
-
-			silent = nil
-			if t.complete {
-				silent = time.After(c.cfg.ExitGrace)
+			hooks += r.handleLine(line, a, o, out)
+			silent.Stop()
+			if hooks == 0 && out.state == noResult && out.conversation == "" {
+				silent.Reset(r.outputTimeout)
 			}
-		case <-silent:
-			a.stop(errSilent)
-		case outcome := <-swept:
-			t.Swept = outcome.killed
-			t.unswept = outcome.err
-			if t.unswept != nil {
-				return
+			idle.Stop()
+			if out.state == hasResult {
+				idle.Reset(r.cfg.ExitGrace)
 			}
-			swept = nil
+		case <-silent.C:
+			a.stop(errNoOutput)
+		case <-idle.C:
+			a.stop(errIdleAfterResult)
+		case result := <-killed:
+			out.Killed, out.left = result.count, result.err
+			if out.left != nil {
+				return out
+			}
+			killed = nil
+			a.limitOutput(time.Second) // nobody is left who could print more
 		}
 	}
+	return out
 }
 
-// take takes one line in and passes it on.
-func (c *commands) take(line []byte, a *agent, t *transcript, tell func(event)) {
+// handleLine takes in one line and publishes it. It returns 1 if a hook began with it, and
+// -1 if one ended.
+func (r *runner) handleLine(line []byte, a *agent, o *operation, out *outcome) (hooks int) {
 	m := parseLine(line)
 	if m == nil {
-		t.begun = true
-		t.skipped++
-		return
+		out.skippedLines++
+		return 0
 	}
 
-	if m.refusesKey() {
+	if m.isAuthFailure() {
 		a.stop(errKeyRefused)
 	}
 	if m.Version != "" {
-		c.health.runs(m.Version)
+		r.health.setVersion(m.Version)
 	}
-	t.note(m, a.ctx.Err() != nil)
-	tell(event{name: "agent", data: line, isInit: m.isInit()})
+	out.apply(m, a.ctx.Err() != nil)
+	o.publish(&event{name: "agent", data: line, isInit: m.isInit()})
+	switch m.Subtype {
+	case "hook_started":
+		return 1
+	case "hook_response":
+		return -1
+	}
+	return 0
 }
 
-type sweepOutcome struct {
-	killed int
-	err    error
+// killResult is what killing everything that an agent left came to.
+type killResult struct {
+	count int
+	err   error
 }
 
-// sweepAfter sweeps once the agent is over, or its stop ladder is. Until then what
-// it started may still hold its output, which therefore has to be read meanwhile.
-func (c *commands) sweepAfter(a *agent) <-chan sweepOutcome {
-	outcome := make(chan sweepOutcome, 1)
+// killAfterExit kills everything that the agent left once it has ended, or should have.
+// Until then what it started may hold its output, which is read meanwhile.
+func (r *runner) killAfterExit(a *agent) <-chan killResult {
+	done := make(chan killResult, 1)
 	go func() {
-		a.awaitEnd()
-		killed, err := c.keeper.clear()
-		outcome <- sweepOutcome{killed, err}
+		a.waitStopped()
+		count, err := r.standby.killAll()
+		done <- killResult{count, err}
 	}()
-	return outcome
+	return done
 }

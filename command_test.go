@@ -16,8 +16,8 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 	success := func(result string) answer {
 		return answer{Status: "success", Result: result, NumTurns: 2, CostUSD: 0.25}
 	}
-	failed := func(code, message string) answer {
-		return answer{Status: "failed", Error: &problem{Code: code, Message: message}}
+	failed := func(code errorCode, message string) answer {
+		return answer{Status: "failed", Error: &apiError{Code: code, Message: message}}
 	}
 	crashed := func(exit, stderr string) answer {
 		return failed("agent_crashed",
@@ -28,7 +28,7 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		return a
 	}
 	leaving := func(swept int, a answer) answer {
-		a.Swept = swept
+		a.Killed = swept
 		return a
 	}
 	background := func(swept int, a answer) answer {
@@ -42,13 +42,13 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
 	late := saying("all of it", timeout)
 	late.NumTurns, late.CostUSD = 2, 0.25
-	limited := func(code, message, until, words string) answer {
+	limited := func(code errorCode, message, until, words string) answer {
 		a := failed(code, message+": "+words+
 			"; send the command again later, with its session_id to go on")
 		a.Error.RetryAt, a.Result = until, words
 		return a
 	}
-	const spent, busy = "the account's limit is reached", "the model's API has too much to do"
+	const spent, busy = "the account's limit is reached", "the model's API is overloaded"
 	died := crashed("signal: killed", "")
 	died.Error.Message = strings.Replace(died.Error.Message, "without a result",
 		"in a turn that followed its result", 1)
@@ -148,7 +148,7 @@ func TestAClientThatGoesAwayCancelsItsCommand(t *testing.T) {
 			s := startServer(t)
 			marker := newMarker()
 			ctx, cancel := context.WithCancel(context.Background())
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(ctx, "waits "+marker, outcomes, "Accept", accept)
 			eventually(t, "the command runs", func() bool { return len(marked(t, marker)) > 0 })
 			cancel()

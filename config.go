@@ -1,27 +1,29 @@
 package main
 
 import (
+	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"net"
-	"net/url"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 	"unicode"
+
+	"github.com/kelseyhightower/envconfig"
 )
 
-// The whole configuration, read once from the environment at the start. What can't
-// work, or would let anybody on the network run an agent, is refused with the name
-// of the variable and the remedy; never with a secret.
-
-// config is not changed once loadConfig has returned it. The tags are the truth:
-// -h and the table in docs/configuration.md are printed from them.
+// config is not changed after loadConfig has returned it. The tags are the source of -h
+// and of the table in docs/configuration.md.
 type config struct {
 	Addr          string        `default:"127.0.0.1:3001" desc:"listen address; the image sets :3001"`
-	Token         string        `desc:"bearer token that POST /command asks for; white space around it is taken off"`
+	Token         string        `desc:"bearer token that POST /command asks for; surrounding white space is trimmed"`
 	TokenFile     string        `split_words:"true" desc:"file to read the token from, such as a mounted secret"`
 	AllowNoToken  bool          `split_words:"true" default:"false" desc:"serve a non-loopback address without a token; otherwise such a start is refused"`
 	Claude        string        `default:"claude" desc:"the Claude Code CLI: a name on PATH or a path"`
@@ -29,78 +31,125 @@ type config struct {
 	Workspace     string        `default:"." desc:"working directory of every command; the image: /workspace"`
 	MCPConfig     string        `split_words:"true" desc:"passed as --mcp-config FILE --strict-mcp-config; the image: its .mcp.json"`
 	User          string        `desc:"user that the agent runs as, a name or uid:gid, needs a root server; HOME, USER and groups follow it; the image: node"`
-	Timeout       time.Duration `default:"10m" desc:"RuntimeMaxSec of one command, counted from its start, not from its place in the queue"`
-	StopGrace     time.Duration `split_words:"true" default:"5s" desc:"TimeoutStopSec: between SIGINT and SIGTERM, and between SIGTERM and SIGKILL"`
+	Timeout       time.Duration `default:"10m" desc:"maximum run time of one command (RuntimeMaxSec); time spent in the queue does not count"`
+	StopGrace     time.Duration `split_words:"true" default:"5s" desc:"time between SIGINT and SIGTERM, and between SIGTERM and SIGKILL (TimeoutStopSec)"`
 	ExitGrace     time.Duration `split_words:"true" default:"2s" desc:"how long the CLI may stay silent after its result before it is stopped"`
-	Queue         int           `default:"8" desc:"commands that may wait while one runs; first come, first served"`
+	Queue         int           `default:"8" desc:"commands that may wait while one runs, first come, first served; without a token none may wait"`
 	MaxBody       int64         `split_words:"true" default:"8388608" desc:"largest request body, bytes (photos come as base64)"`
 	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
 	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
-	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN or ANTHROPIC_AUTH_TOKEN set: the agent gets a placeholder and a loopback base URL, the server alone holds the secret"`
-	GitToken      string        `split_words:"true" desc:"token, or user:token, for git over https at VM_GIT_HOST, which the server uses in the agent's stead"`
+	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN or ANTHROPIC_AUTH_TOKEN set: the agent gets a placeholder and a loopback base URL, only the server holds the secret"`
+	GitToken      string        `split_words:"true" desc:"token, or user:token, for git over https at VM_GIT_HOST, which the server uses on the agent's behalf"`
 	GitTokenFile  string        `split_words:"true" desc:"file to read that token from"`
 	GitHost       string        `split_words:"true" default:"github.com" desc:"host that VM_GIT_TOKEN is for"`
 	Warm          bool          `default:"true" desc:"keeps the next CLI started and waiting, so that an answer does not pay for its start-up"`
 
-	agent  account
-	api    *url.URL // the model's; it may hold a login, so print its Host alone
-	apiKey string
-	bearer string // a subscription's or a gateway's token, which the CLI may send beside the key
-
-	// With KeyProxy the agent doesn't get the secrets; keyProxied says whether it has a
-	// proxy for them, or needs none.
-	keyProxied bool
+	agent       agentUser
+	credentials credentials
+	mcpServers  int // how many processes MCPConfig starts
 }
 
-// maxBody is what the CLI surely takes: it refuses more than 10 MB (measured),
-// and JSON can make a prompt longer than its body was.
+// maxBody is what the CLI surely takes: it rejects more than 10 MB (measured), and JSON
+// can make a prompt longer than its body was.
 const maxBody = 8 << 20
 
-// usage is the format of what -h prints.
+// maxDuration is so short that no sum of durations overflows.
+const maxDuration = 1000 * time.Hour
+
+// usage is the format of -h.
 const usage = "vm-server answers POST /command by running Claude Code. " +
-	"It is set by environment variables:\n" +
+	"It is configured through environment variables:\n" +
 	"{{range .}}\n{{usage_key .}}{{with usage_default .}} (default {{.}}){{end}}\n" +
 	"  {{usage_description .}}\n{{end}}"
 
-// loadConfig reads and completes the configuration. It warns of what works but is
-// weaker than it could be.
+// loadConfig reads the environment and checks that commands can work with it. An error
+// names the variable and the remedy, and never contains a secret. What works but is weaker
+// than it could be is logged.
 func loadConfig(log *slog.Logger) (*config, error) {
-	c := &config{}
-	err := readEnvironment(c)
+	c, err := parseEnvironment()
 	if err != nil {
 		return nil, err
 	}
 
-	steps := []func(*slog.Logger) error{
-		c.readTokens,
-		c.checkGit,
-		c.checkNumbers,
-		c.checkAddr,
-		c.findUser,
-		c.findAPI,
-		c.findKey,
-		c.findPrograms,
-		c.checkArgs,
+	c.Token, err = readToken("VM_TOKEN", c.Token, c.TokenFile)
+	if err != nil {
+		return nil, err
 	}
-	for _, step := range steps {
-		err := step(log)
+	c.GitToken, err = readToken("VM_GIT_TOKEN", c.GitToken, c.GitTokenFile)
+	if err != nil {
+		return nil, err
+	}
+	c.agent, err = resolveUser(c.User, log)
+	if err != nil {
+		return nil, err
+	}
+	c.credentials, err = loadCredentials(c.KeyProxy, c.agent, log)
+	if err != nil {
+		return nil, err
+	}
+
+	checks := []func() error{
+		c.checkNumbers, c.checkGit, c.resolveClaude, c.resolveWorkspace, c.resolveMCP, c.checkArgs,
+	}
+	for _, check := range checks {
+		err := check()
 		if err != nil {
 			return nil, err
 		}
 	}
-	return c, nil
-}
-
-func (c *config) readTokens(*slog.Logger) (err error) {
-	c.Token, err = readToken("VM_TOKEN", c.Token, c.TokenFile)
-	if err == nil {
-		c.GitToken, err = readToken("VM_GIT_TOKEN", c.GitToken, c.GitTokenFile)
+	if c.Token == "" {
+		c.Queue = 0 // or the agent could leave a command behind that outlives it
 	}
-	return err
+	return c, c.checkAddr(log)
 }
 
-// readToken takes a token from its file, if it has one, and the white space off that
-// such files end with. A blank token is none, and a mistake.
+// parseEnvironment fills in the variables. An empty one is as if it were not set, and one
+// that does not exist is an error.
+func parseEnvironment() (*config, error) {
+	c := &config{}
+	var names bytes.Buffer
+	err := envconfig.Usagef("vm", c, &names, "{{range .}}{{usage_key .}} {{end}}")
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the variables: %w", err)
+	}
+	known := strings.Fields(names.String())
+
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		switch {
+		case slices.Contains(credentialVars, name):
+			os.Setenv(name, strings.TrimSpace(value)) // as $(cat FILE) leaves a newline
+		case !strings.HasPrefix(name, "VM_"):
+		case !slices.Contains(known, name):
+			return nil, fmt.Errorf("cannot use %s: there is no such variable; "+
+				"vm-server -h lists them (if Kubernetes sets it for a Service named vm: "+
+				"enableServiceLinks: false in the pod's spec)", name)
+		case value == "":
+			os.Unsetenv(name)
+		}
+	}
+	return c, describeParseError(envconfig.Process("vm", c))
+}
+
+// describeParseError names what would be right instead of a value that cannot be parsed.
+// No secret is ever parsed: those are strings.
+func describeParseError(err error) error {
+	var parse *envconfig.ParseError
+	if !errors.As(err, &parse) {
+		return err
+	}
+
+	right := "a number such as 8"
+	switch parse.TypeName {
+	case "time.Duration":
+		right = "a duration such as 10m"
+	case "bool":
+		right = "true or false"
+	}
+	return fmt.Errorf("cannot use %s=%q: give %s", parse.KeyName, parse.Value, right)
+}
+
+// readToken returns a token, or reads it from its file if there is one.
 func readToken(name, token, file string) (string, error) {
 	source := name
 	if file != "" {
@@ -133,7 +182,7 @@ func readToken(name, token, file string) (string, error) {
 	return token, nil
 }
 
-// withoutPath is what the system says of a file, without its name: some put the secret
+// withoutPath removes the file's name from an error, since some people put the secret
 // itself where the name of its file belongs.
 func withoutPath(err error) error {
 	var file *fs.PathError
@@ -143,14 +192,11 @@ func withoutPath(err error) error {
 	return err
 }
 
-// longest is so long that no sum of durations overflows.
-const longest = 1000 * time.Hour
-
-func (c *config) checkNumbers(*slog.Logger) error {
+func (c *config) checkNumbers() error {
 	durations := []struct {
-		name   string
-		value  time.Duration
-		mayBe0 bool
+		name      string
+		value     time.Duration
+		allowZero bool
 	}{
 		{"VM_TIMEOUT", c.Timeout, false},
 		{"VM_STOP_GRACE", c.StopGrace, false},
@@ -159,10 +205,10 @@ func (c *config) checkNumbers(*slog.Logger) error {
 		{"VM_SHUTDOWN_GRACE", c.ShutdownGrace, true},
 	}
 	for _, d := range durations {
-		isTooShort := d.value < 0 || d.value == 0 && !d.mayBe0
-		if isTooShort || d.value > longest {
+		isTooShort := d.value < 0 || d.value == 0 && !d.allowZero
+		if isTooShort || d.value > maxDuration {
 			return fmt.Errorf("cannot use %s=%v: give a duration such as 5s, %v at most",
-				d.name, d.value, longest)
+				d.name, d.value, maxDuration)
 		}
 	}
 
@@ -175,7 +221,7 @@ func (c *config) checkNumbers(*slog.Logger) error {
 	return nil
 }
 
-// checkAddr refuses to let the network in without a token.
+// checkAddr refuses to serve the network without a token.
 func (c *config) checkAddr(log *slog.Logger) error {
 	host, port, err := net.SplitHostPort(c.Addr)
 	if err == nil {
@@ -191,15 +237,113 @@ func (c *config) checkAddr(log *slog.Logger) error {
 	}
 	if !c.AllowNoToken {
 		return fmt.Errorf("cannot serve VM_ADDR=%q without a token, "+
-			"as whoever reaches it could run anything: "+
+			"because anyone who can reach it could run anything: "+
 			"set VM_TOKEN or VM_TOKEN_FILE (or VM_ALLOW_NO_TOKEN=true, if you mean it)", c.Addr)
 	}
-	log.Warn("no token is set: whoever reaches the port and names a loopback Host can run anything")
+	log.Warn("no VM_TOKEN is set: anyone who can reach this port " +
+		"with a loopback Host header can run commands")
 	return nil
 }
 
-// isLoopback says whether a host, without its port, can only mean this machine.
+// isLoopback reports whether a host, without its port, can only mean this machine.
 func isLoopback(host string) bool {
 	ip := net.ParseIP(strings.Trim(host, "[]"))
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
+}
+
+// resolveClaude makes the path absolute, since the agent starts in the workspace.
+func (c *config) resolveClaude() error {
+	path, err := exec.LookPath(c.Claude)
+	if err == nil {
+		c.Claude, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot find Claude Code (VM_CLAUDE): %w; "+
+			"install it: npm install -g @anthropic-ai/claude-code", err)
+	}
+	return nil
+}
+
+func (c *config) resolveWorkspace() (err error) {
+	c.Workspace, err = filepath.Abs(c.Workspace)
+	if err == nil {
+		var info fs.FileInfo
+		info, err = os.Stat(c.Workspace)
+		if err == nil && !info.IsDir() {
+			err = fmt.Errorf("%s is not a folder", c.Workspace)
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("cannot use VM_WORKSPACE: %w; create it or name another folder", err)
+	}
+	return nil
+}
+
+// resolveMCP rejects a file that the CLI rejects (measured). A server in it that does not
+// work is no reason: each answer has its status.
+func (c *config) resolveMCP() (err error) {
+	if c.MCPConfig == "" {
+		return nil
+	}
+	c.MCPConfig, err = filepath.Abs(c.MCPConfig)
+	if err == nil {
+		c.mcpServers, err = readMCPConfig(c.MCPConfig)
+	}
+	isOnlyTheAgents := c.agent.credential != nil && errors.Is(err, fs.ErrPermission)
+	if err != nil && !isOnlyTheAgents {
+		return fmt.Errorf("cannot use VM_MCP_CONFIG: %w; "+
+			`name a file of JSON such as {"mcpServers": {}}, or unset it`, withoutPath(err))
+	}
+	return nil
+}
+
+// readMCPConfig returns how many servers of a file are processes. No error quotes path: it
+// may be the JSON itself, with its keys.
+func readMCPConfig(path string) (servers int, err error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	if !info.Mode().IsRegular() {
+		return 0, errors.New("it is a directory or a device")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+
+	data = bytes.TrimPrefix(data, []byte("\ufeff")) // as the CLI does (measured)
+	if !json.Valid(data) {
+		return 0, errors.New("it is not JSON")
+	}
+	var file struct {
+		Servers map[string]json.RawMessage `json:"mcpServers"`
+	}
+	err = json.Unmarshal(data, &file)
+	if err != nil || file.Servers == nil {
+		return 0, errors.New("it has no object mcpServers")
+	}
+	for _, text := range file.Servers {
+		var server struct{ Command string }
+		err := json.Unmarshal(text, &server)
+		if err == nil && server.Command != "" {
+			servers++
+		}
+	}
+	return servers, nil
+}
+
+// checkArgs rejects a shell's quotes: there is no shell, so they would be part of an
+// argument.
+func (c *config) checkArgs() error {
+	for word := range strings.FieldsSeq(c.ClaudeArgs) {
+		isQuoted := strings.Trim(word, `"'`) != word
+		isQuoted = isQuoted || strings.Contains(word, `="`) || strings.Contains(word, `='`)
+		isQuoted = isQuoted || strings.Count(word, `"`)%2 == 1 // there was a space between two
+		if isQuoted {
+			return errors.New("cannot use the quotes in VM_CLAUDE_ARGS: it is split at spaces, " +
+				"without a shell; put long texts into a file, as for --append-system-prompt-file")
+		}
+	}
+	return nil
 }

@@ -81,7 +81,8 @@ func TestAValueThatCannotWorkIsRefused(t *testing.T) {
 		{"a misspelt variable, although it is empty", "VM_TIMEOUTS=", "-h lists them"},
 		{"a port that Kubernetes doesn't set", "VM_PORT=3001", "-h lists them"},
 		{"such a port of another name", "VM_TWO_PORT=3001", "-h lists them"},
-		{"a Service without a host or a port", "VM_SERVICE=10.0.0.1", "-h lists them"},
+		{"a Service of Kubernetes named vm", "VM_SERVICE_HOST=10.0.0.1", "enableServiceLinks: false"},
+		{"its port", "VM_PORT=tcp://10.0.0.1:3001", "enableServiceLinks: false"},
 		{"a port that there isn't", "VM_ADDR=127.0.0.1:99999", anAddress},
 		{"a port that is none", "VM_ADDR=127.0.0.1:no-such-port", anAddress},
 		{"a newline and blanks as the token", "VM_TOKEN=\r\n ", "set a token, or unset it"},
@@ -199,8 +200,6 @@ func TestAValueAtItsEdgeWorks(t *testing.T) {
 		{"MCP servers behind a byte order mark", []string{mcp("\ufeff" + `{"mcpServers": {}}`)}},
 		{"an MCP server that is none", []string{mcp(`{"mcpServers": {"x": {"command": 7}}}`)}},
 		{"an empty user", []string{"VM_USER="}},
-		{"a Service of Kubernetes named vm-token", []string{"VM_TOKEN_SERVICE_HOST=10.0.0.1",
-			"VM_TOKEN_SERVICE_PORT=80", "VM_TOKEN_PORT=tcp://10.0.0.1:80"}},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -393,7 +392,7 @@ func TestIdsHaveTheFurtherGroupsOfTheirAccount(t *testing.T) {
 		groups = append(groups, uint32(id))
 	}
 
-	got, err := findAccount("0:54321")
+	got, err := lookupUser("0:54321")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -410,7 +409,7 @@ func TestAnAgentThatWouldBeRootWarns(t *testing.T) {
 	needsRoot(t, "to be that agent")
 	for env, warns := range map[string]bool{"IS_SANDBOX=": true, "IS_SANDBOX=1": false} {
 		s := startServer(t, env, "VM_USER=0:0")
-		if got := strings.Contains(s.stderr.String(), "name another user"); got != warns {
+		if got := strings.Contains(s.stderr.String(), "the agent would be root"); got != warns {
 			t.Errorf("%s: a warning: %v, want %v:\n%s", env, got, warns, s.stderr)
 		}
 	}

@@ -116,8 +116,8 @@ func TestALostConnectionLosesNothing(t *testing.T) {
 			c := startCutter(t, s, test.after)
 			through := *s
 			through.url = c.url
-			send := func(header []string) outcome {
-				outcomes := make(chan outcome, 1)
+			send := func(header []string) reply {
+				outcomes := make(chan reply, 1)
 				through.background(context.Background(), command, outcomes, header...)
 				s.queued(0)
 				if test.isOver {
@@ -134,7 +134,7 @@ func TestALostConnectionLosesNothing(t *testing.T) {
 				t.Fatalf("the first request: %+v", o)
 			}
 			s.logged("msg=client")
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(context.Background(), command, outcomes, withKey("a", test.accept...)...)
 			if !test.isOver {
 				eventually(t, "the same request has joined", func() bool { return len(s.connections()) == 1 })
@@ -196,7 +196,7 @@ func TestAfterARestartTheSameRequestBeginsAnew(t *testing.T) {
 			defer killMarked(t, marker) // a killed server leaves what it ran
 			s := start()
 			s.put("prompts")
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(context.Background(), "waits "+marker, outcomes, withKey("a")...)
 			_, cli := s.running(marker)
 			s.cmd.Process.Signal(test.signal)

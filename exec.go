@@ -1,98 +1,86 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
-	"fmt"
+	"encoding/json"
+	"io"
 	"log/slog"
-	"math"
 	"os"
 	"os/exec"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 )
 
-// One Claude Code process, from its start to its end: its arguments, its whole
-// environment, the stop ladder. Who may start one, and when, is the
-// keeper's to decide (spare.go); how its end is noticed stands in sweep.go.
-
-// agent is a process that answers one prompt.
+// agent is one Claude Code process, from its start to its end. It answers one prompt.
 type agent struct {
-	session     string // the conversation it continues, "" for a new one
-	placeholder string // what it has instead of the API key
-	stamp       string // of what it read at its start
+	session     string // the conversation that it continues, "" for a new one
+	placeholder string // what it gets instead of the credentials
+	fingerprint string // of the files that it reads at its start
 	started     time.Time
 
-	early  [][]byte      // what its hooks said while it waited; the keeper's, then the command's
-	lines  chan []byte   // of its stdout, nil for one that was too long; closed after its end
-	exited chan struct{} // closed when it has ended
-	exit   string        // how it ended; read it once exited is closed
-	stderr tail          // read it once lines is closed
+	hookOutput [][]byte      // what its hooks printed while it waited
+	lines      chan []byte   // of its stdout, nil for one that was too long; closed at its end
+	exited     chan struct{} // closed when the process has ended
+	exit       string        // how it ended, to be read once exited is closed
+	stderr     tailBuffer    // to be read once lines is closed
 
-	ctx    context.Context // ends when it must stop, with the reason
-	stop   context.CancelCauseFunc
-	ladder time.Duration // how long the stop ladder takes at most
+	ctx         context.Context // ends when it must stop, with the reason
+	stop        context.CancelCauseFunc
+	stopTimeout time.Duration // after which a stopped agent has ended, if it can be killed
 
 	process *os.Process
-	prompt  *prompt
+	stdin   *os.File
+	stdout  *os.File
+	stderrR *os.File
 }
 
-// launcher starts agents.
-type launcher struct {
+// agentStarter starts agents.
+type agentStarter struct {
 	cfg      *config
 	log      *slog.Logger
-	children *children
-	proxyURL string // of the key proxy, where there is one
+	reaper   *reaper
+	proxyURL string // of the credential proxy, if there is one
 }
 
-// start executes Claude Code directly, never through a shell. It waits for a
-// prompt. There is one agent at a time: the caller is the keeper.
-func (l *launcher) start(session string) (*agent, error) {
+// start executes Claude Code directly, never through a shell. It then waits for a prompt.
+// The caller calls close, and may have one agent at a time.
+func (s *agentStarter) start(session string) (*agent, error) {
 	a := &agent{
 		session:     session,
 		placeholder: "placeholder-" + rand.Text(),
-		stamp:       startStamp(l.cfg),
+		fingerprint: fingerprint(s.cfg),
 		started:     time.Now(),
 		lines:       make(chan []byte),
 		exited:      make(chan struct{}),
-		ladder:      2*l.cfg.StopGrace + time.Second,
+		stopTimeout: 2*s.cfg.StopGrace + time.Second,
 	}
 	a.ctx, a.stop = context.WithCancelCause(context.Background())
-	out := &splitter{line: func(line []byte) { a.lines <- line }}
 
-	cmd := exec.CommandContext(a.ctx, l.cfg.Claude, l.arguments(session)...)
-	cmd.Dir = l.cfg.Workspace
-	cmd.Env = l.environment(a.placeholder)
-	cmd.Stdout = out
-	cmd.Stderr = &a.stderr
-	cmd.Cancel = func() error { go a.descend(l.cfg.StopGrace); return nil }
-
-	// From its stop or its end on. A holder of its output that is not below this server
-	// is ended by nothing, and the answer must not wait for it for ever.
-	cmd.WaitDelay = 2*l.cfg.StopGrace + l.cfg.Timeout
+	cmd := exec.Command(s.cfg.Claude, s.arguments(session)...)
+	cmd.Dir = s.cfg.Workspace
+	cmd.Env = agentEnvironment(s.cfg, s.proxyURL, a.placeholder)
 	// A session is a process group too, and has no terminal to share with the server.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: l.cfg.agent.credential}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: s.cfg.agent.credential}
 
-	var err error
-	a.prompt, err = newPrompt()
-	if err == nil {
-		cmd.Stdin = a.prompt.in
-		err = l.children.start(cmd, func(status syscall.WaitStatus) { a.end(cmd, out, status) })
-	}
+	err := a.startWithPipes(cmd, s.reaper)
 	if err != nil {
-		a.prompt.close()
-		l.log.Error("cannot start Claude Code", "error", err)
-		return nil, fail("agent_crashed", "cannot start Claude Code: %v; "+
+		a.close()
+		s.log.Error("cannot start Claude Code", "error", err)
+		return nil, errorf(codeAgentCrashed, "cannot start Claude Code: %v; "+
 			"see VM_CLAUDE, VM_WORKSPACE and VM_USER, and the limits of processes and memory", err)
 	}
-	a.process = cmd.Process
+
+	go a.waitExit(cmd, s.reaper)
+	go a.readOutput()
+	context.AfterFunc(a.ctx, func() { a.terminate(s.cfg.StopGrace) })
 	return a, nil
 }
 
 // arguments are all that the CLI gets: the prompt comes on stdin.
-func (l *launcher) arguments(session string) []string {
+func (s *agentStarter) arguments(session string) []string {
 	args := []string{
 		"-p", "--dangerously-skip-permissions",
 		"--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
@@ -100,70 +88,100 @@ func (l *launcher) arguments(session string) []string {
 	if session != "" {
 		args = append(args, "--resume", session)
 	}
-	if l.cfg.MCPConfig != "" {
-		args = append(args, "--mcp-config", l.cfg.MCPConfig, "--strict-mcp-config")
+	if s.cfg.MCPConfig != "" {
+		args = append(args, "--mcp-config", s.cfg.MCPConfig, "--strict-mcp-config")
 	}
-	return append(args, strings.Fields(l.cfg.ClaudeArgs)...)
+	return append(args, strings.Fields(s.cfg.ClaudeArgs)...)
 }
 
-// environment is the server's without its configuration, which holds the token,
-// and without what the key proxy keeps. Of a variable that is there twice the
-// last counts.
-func (l *launcher) environment(placeholder string) []string {
-	env := []string{} // os/exec takes nil for the whole environment of the server
-	for _, entry := range os.Environ() {
-		name, value, _ := strings.Cut(entry, "=")
-		isOurs := strings.HasPrefix(entry, "VM_")
-		isSecret := slices.Contains(secrets, name)
-		isLogin := name == "ANTHROPIC_BASE_URL" && l.cfg.api.User != nil
-		switch {
-		case isOurs:
-		case isLogin && l.cfg.KeyProxy: // a cloud's CLI doesn't use it (measured)
-		case !isSecret || !l.cfg.KeyProxy:
-			env = append(env, entry)
-		case l.cfg.keyProxied && value != "":
-			env = append(env, name+"="+placeholder)
+// startWithPipes starts the process with pipes of the agent's own: those of os/exec would
+// let its Wait wait for whatever else holds them.
+func (a *agent) startWithPipes(cmd *exec.Cmd, r *reaper) (err error) {
+	var stdin, stdout, stderr *os.File
+	for _, pipe := range []struct{ read, write **os.File }{
+		{&stdin, &a.stdin}, {&a.stdout, &stdout}, {&a.stderrR, &stderr},
+	} {
+		*pipe.read, *pipe.write, err = os.Pipe()
+		if err != nil {
+			break
 		}
+	}
+	// The child's ends are closed here in any case. Closing a nil file does nothing.
+	defer stdin.Close()
+	defer stdout.Close()
+	defer stderr.Close()
+	if err != nil {
+		return err
 	}
 
-	if l.cfg.User != "" {
-		name := l.cfg.agent.name
-		env = append(env, "HOME="+l.cfg.agent.home, "USER="+name, "LOGNAME="+name)
-	}
-	if l.cfg.keyProxied {
-		env = append(env, "ANTHROPIC_BASE_URL="+l.proxyURL)
-		if l.cfg.hasLoginOnly() {
-			env = append(env, "ANTHROPIC_AUTH_TOKEN="+placeholder)
-		}
-		// Or an HTTPS_PROXY would get the prompts that are for the loopback.
-		for _, name := range []string{"NO_PROXY", "no_proxy"} {
-			env = append(env, name+"=127.0.0.1,"+os.Getenv(name))
-		}
-	}
-	if l.cfg.GitToken != "" {
-		env = append(env, l.cfg.gitEnvironment(l.proxyURL, placeholder)...)
-	}
-	return append(env, bashLimits(l.cfg.Timeout)...)
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, stderr
+	err = r.start(cmd)
+	a.process = cmd.Process
+	return err
 }
 
-// bashLimits lets one command of the Bash tool take nearly as long as the whole command.
-// By its own default the CLI moves one to the background after two minutes and ends its
-// turn (measured), which loses what it was to print. What the operator set stays.
-func bashLimits(timeout time.Duration) (env []string) {
-	limit := timeout - min(10*time.Second, timeout/10) // time is left to report it
-	milliseconds := min(limit.Milliseconds(), math.MaxInt32)
-	for _, name := range []string{"BASH_DEFAULT_TIMEOUT_MS", "BASH_MAX_TIMEOUT_MS"} {
-		if os.Getenv(name) == "" {
-			env = append(env, fmt.Sprintf("%s=%d", name, max(1, milliseconds)))
-		}
-	}
-	return env
+func (a *agent) waitExit(cmd *exec.Cmd, r *reaper) {
+	r.wait(cmd)
+	a.exit = cmd.ProcessState.String() // such as "exit status 1", "signal: killed"
+	close(a.exited)
 }
 
-// descend is the stop ladder: SIGINT, so that the CLI ends its turn and the
-// conversation can go on; a grace later SIGTERM; a grace later SIGKILL. A stopped
-// process would act on none of the first two, hence SIGCONT, as systemd does.
-func (a *agent) descend(grace time.Duration) {
+// readOutput passes lines on until nobody holds the pipes any more, or limitOutput ends it.
+func (a *agent) readOutput() {
+	defer close(a.lines)
+	done := make(chan struct{})
+	go func() {
+		io.Copy(&a.stderr, a.stderrR)
+		close(done)
+	}()
+	readLines(a.stdout, func(line []byte) { a.lines <- line })
+	<-done
+}
+
+// limitOutput ends the output after that time, even if the pipes are held by a process
+// that is not below this one.
+func (a *agent) limitOutput(limit time.Duration) {
+	deadline := time.Now().Add(limit)
+	a.stdout.SetReadDeadline(deadline)
+	a.stderrR.SetReadDeadline(deadline)
+}
+
+// send writes the prompt in the background, and ends the input, as there is no other.
+func (a *agent) send(req *request) {
+	type message struct {
+		Role    string `json:"role"`
+		Content any    `json:"content"`
+	}
+	input := struct {
+		Type    string  `json:"type"`
+		Message message `json:"message"`
+	}{"user", message{"user", content(req)}}
+
+	go func() {
+		encoder := json.NewEncoder(a.stdin)
+		encoder.SetEscapeHTML(false) // which would make it longer than the CLI takes
+		encoder.Encode(input)        // if it fails, the CLI is gone or prints an error
+		a.stdin.Close()
+	}()
+}
+
+// content is what the model is sent: a text or, with pictures, blocks.
+func content(req *request) any {
+	if len(req.images) == 0 {
+		return req.prompt
+	}
+
+	var blocks []any
+	for _, picture := range req.images {
+		blocks = append(blocks, picture)
+	}
+	return append(blocks, block{Type: "text", Text: req.prompt})
+}
+
+// terminate sends SIGINT, so that the CLI ends its turn and the conversation can go on; a
+// grace later SIGTERM; a grace later SIGKILL. A stopped process would act on none of the
+// first two, hence SIGCONT, as systemd does.
+func (a *agent) terminate(grace time.Duration) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGKILL} {
 		a.process.Signal(sig)
 		a.process.Signal(syscall.SIGCONT)
@@ -176,23 +194,9 @@ func (a *agent) descend(grace time.Duration) {
 	}
 }
 
-// end is called once the process has ended and its status is collected. Its
-// output may go on: what it started can hold the same pipes, until the sweep.
-func (a *agent) end(cmd *exec.Cmd, out *splitter, status syscall.WaitStatus) {
-	a.exit = fmt.Sprintf("exit status %d", status.ExitStatus())
-	if status.Signaled() {
-		a.exit = "signal: " + status.Signal().String()
-	}
-	close(a.exited)
-
-	cmd.Wait()              // until its output is copied
-	out.Write([]byte("\n")) // the last line may lack it
-	close(a.lines)
-}
-
-// awaitEnd returns when the process has ended or, once it was told to stop, when
-// the stop ladder must be through, whichever comes first.
-func (a *agent) awaitEnd() {
+// waitStopped returns when the process has ended or, once it was told to stop, when it must
+// have been killed, whichever comes first.
+func (a *agent) waitStopped() {
 	select {
 	case <-a.exited:
 		return
@@ -201,7 +205,7 @@ func (a *agent) awaitEnd() {
 
 	select {
 	case <-a.exited:
-	case <-time.After(a.ladder):
+	case <-time.After(a.stopTimeout):
 	}
 }
 
@@ -214,11 +218,65 @@ func (a *agent) hasExited() bool {
 	}
 }
 
-// release gives up what is left of an agent that has been swept.
-func (a *agent) release() {
-	a.prompt.close()
-	go func() {
-		for range a.lines { // or what copies them would wait for ever
+// close releases the pipes, and what still reads or writes them. Call it once the agent
+// and what it left have ended, or can't be ended.
+func (a *agent) close() {
+	a.stop(nil)
+	a.stdin.Close()
+	a.stdout.Close()
+	a.stderrR.Close()
+	if a.process != nil {
+		go func() {
+			for range a.lines { // or readOutput would wait for ever
+			}
+		}()
+	}
+}
+
+const (
+	maxLine   = 16 << 20 // a longer line of the CLI is skipped, bytes
+	maxStderr = 8 << 10  // how much of the end of its stderr is kept, bytes
+)
+
+// readLines calls emit for each line that is not empty, with nil for one that is longer
+// than maxLine, until in ends. emit may keep what it gets.
+func readLines(in io.Reader, emit func(line []byte)) {
+	reader := bufio.NewReaderSize(in, 64<<10)
+	var line []byte
+	size := 0
+	for {
+		part, err := reader.ReadSlice('\n')
+		isWhole := err == nil
+		if isWhole {
+			part = part[:len(part)-1]
 		}
-	}()
+		size += len(part)
+		if size <= maxLine {
+			line = append(line, part...)
+		} else {
+			line = nil
+		}
+		if err == bufio.ErrBufferFull {
+			continue
+		}
+
+		if size > 0 {
+			emit(line)
+		}
+		if !isWhole {
+			return
+		}
+		line, size = nil, 0
+	}
+}
+
+// tailBuffer keeps the last maxStderr bytes that are written to it.
+type tailBuffer []byte
+
+func (t *tailBuffer) Write(p []byte) (int, error) {
+	all := append(*t, p...)
+	excess := max(0, len(all)-maxStderr)
+
+	*t = append(all[:0], all[excess:]...)
+	return len(p), nil
 }

@@ -127,7 +127,7 @@ func TestAPipeThatIsHeldFromOutsideDelaysAnAnswerButNotForEver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, "VM_TIMEOUT=20s")
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(context.Background(), "sleeps 2s", outcomes)
 			s.queued(0)
 			var held *os.File
@@ -163,7 +163,7 @@ func TestAnAgentWithoutAnyVariableGetsNoneOfTheServers(t *testing.T) {
 	}()
 	os.Setenv("VM_TOKEN", "secret")
 
-	got := (&launcher{cfg: &config{Timeout: time.Minute}}).environment("placeholder")
+	got := agentEnvironment(&config{Timeout: time.Minute}, "", "placeholder")
 	want := []string{"BASH_DEFAULT_TIMEOUT_MS=54000", "BASH_MAX_TIMEOUT_MS=54000"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("the agent's environment (-want +got):\n%s", diff)
@@ -208,4 +208,24 @@ func TestTheLimitsOfBashFollowTheTimeout(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Each command opens pipes and a pidfd. None is left to a collection of garbage.
+func TestDescriptorsAreBackWithoutACollection(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "GOGC=off", "GOMEMLIMIT=off")
+	s.countable()
+	count := func() int {
+		entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.cmd.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	s.goesOn()
+	before := count()
+	for range 100 {
+		s.ask("hello")
+	}
+	eventually(t, fmt.Sprintf("there are %d descriptors again", before), func() bool { return count() <= before })
 }

@@ -124,7 +124,7 @@ func TestACLIWithoutMemoryIsToldAndTheNextCommandRuns(t *testing.T) {
 	t.Parallel()
 	s := startServer(t)
 	marker := newMarker()
-	outcomes := make(chan outcome, 1)
+	outcomes := make(chan reply, 1)
 
 	// An allocation that fails, as under a limit of its address space.
 	if diff := cmp.Diff("failed agent_crashed", inShort(s.ask("runs-out-of-memory"))); diff != "" {
@@ -193,7 +193,7 @@ func TestTheRealCLIAnswersDespiteAFault(t *testing.T) {
 		t.Parallel()
 		s := startServer(t, real...)
 		marker := newMarker()
-		outcomes := make(chan outcome, 1)
+		outcomes := make(chan reply, 1)
 		s.background(context.Background(), "real bash: sh -c 'sleep 3600; : "+marker+"'", outcomes)
 		tool := 0
 		eventually(t, "the tool runs", func() bool { // and not just the shell that starts it
@@ -221,7 +221,7 @@ func TestTheServerGoesOnWhenNoProcessCanBeStarted(t *testing.T) {
 	s.goesOn()
 	lift := s.limit("nproc", 1)
 	s.tells()
-	outcomes := make(chan outcome, 20)
+	outcomes := make(chan reply, 20)
 	for range 10 { // so often that the server itself comes to want one more thread
 		for range cap(outcomes) {
 			s.background(context.Background(), "hello", outcomes)

@@ -39,13 +39,13 @@ func (d door) knock(t *testing.T) {
 	}
 	var got struct {
 		Status string
-		Error  problem
+		Error  apiError
 	}
 	json.Unmarshal([]byte(body), &got)
 	if diff := cmp.Diff(d.status, response.StatusCode); diff != "" {
 		t.Errorf("status code (-want +got):\n%s%s", diff, body)
 	}
-	if diff := cmp.Diff(d.code, got.Error.Code); diff != "" {
+	if diff := cmp.Diff(d.code, string(got.Error.Code)); diff != "" {
 		t.Errorf("error code (-want +got):\n%s", diff)
 	}
 	if d.code != "" && got.Status != "rejected" {
@@ -95,7 +95,7 @@ func TestOnlyARequestThatPassesEveryDoorIsAccepted(t *testing.T) {
 			header: and(withToken, "Host", "vm.example"), status: 200},
 
 		{name: "another path", server: open, method: "GET", path: "/", status: 404,
-			code: "not_found", message: "POST and DELETE /command"},
+			code: "not_found", message: "try POST /command"},
 		{name: "a path below", server: open, method: "POST", path: "/command/", body: hello,
 			header: asJSON, status: 404, code: "not_found"},
 		{name: "GET of a command", server: open, method: "GET", path: "/command", status: 405,

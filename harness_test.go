@@ -277,8 +277,8 @@ func (s *testServer) put(name string) (path string) {
 	return path
 }
 
-// outcome is what became of a request that a test sent in the background.
-type outcome struct {
+// reply is what became of a request that a test sent in the background.
+type reply struct {
 	name   string
 	status int
 	answer answer
@@ -286,11 +286,11 @@ type outcome struct {
 	err    error
 }
 
-// background sends a command, and its outcome to the channel.
+// background sends a command, and its reply to the channel.
 func (s *testServer) background(
-	ctx context.Context, command string, outcomes chan<- outcome, header ...string) {
+	ctx context.Context, command string, outcomes chan<- reply, header ...string) {
 	go func() {
-		o := outcome{name: command}
+		o := reply{name: command}
 		var response *http.Response
 		if response, o.body, o.err = s.post(ctx, command, header...); o.err == nil {
 			o.status = response.StatusCode
@@ -303,7 +303,7 @@ func (s *testServer) background(
 // inShort is an answer's status and error code.
 func inShort(a answer) string {
 	if a.Error != nil {
-		return a.Status + " " + a.Error.Code
+		return a.Status + " " + string(a.Error.Code)
 	}
 	return a.Status
 }
@@ -331,7 +331,7 @@ func (s *testServer) tells() (got answer) {
 }
 
 // overtime has an attempt made with ever longer values of VM_TIMEOUT, until it
-// says that its agent had come far enough when the time was over: how long a
+// says that its agent had come far maxElements when the time was over: how long a
 // start takes is the machine's affair.
 func overtime(attempt func(timeout string) (farEnough bool)) {
 	for limit := 2 * time.Second; limit < 2*time.Minute; limit *= 2 {

@@ -263,7 +263,7 @@ func hostileClaude() {
 		for _, err := os.Stat("go"); err != nil; _, err = os.Stat("go") {
 			time.Sleep(5 * time.Millisecond)
 		}
-	case "emits":
+	case "emits", "emits-and-waits":
 		count, _ := strconv.Atoi(marker)
 		out := bufio.NewWriterSize(os.Stdout, 1<<20)
 		line := `{"type":"user","message":{"content":"` + strings.Repeat("x", 1000) + `"}}` + "\n"
@@ -271,6 +271,9 @@ func hostileClaude() {
 			out.WriteString(line)
 		}
 		out.Flush()
+		if behaviour == "emits-and-waits" {
+			time.Sleep(time.Hour)
+		}
 	case "writes-a-file": // one byte for each command that runs
 		file, err := os.OpenFile("ran", os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
 		if err == nil {

@@ -15,7 +15,7 @@ func TestSoakOf10000KeysKeepsTheMemory(t *testing.T) {
 	s.countable()
 	next := 0
 	round := func() {
-		outcomes := make(chan outcome, 1)
+		outcomes := make(chan reply, 1)
 		busy := fmt.Sprint("busy-", next)
 		s.background(context.Background(), "waits", outcomes, withKey(busy)...)
 		s.queued(0)
@@ -54,7 +54,7 @@ func TestSoakOf10000KeysKeepsTheMemory(t *testing.T) {
 
 // stopWaiting sends a command behind another, and stops it.
 func (s *testServer) stopWaiting(key string) {
-	outcomes := make(chan outcome, 1)
+	outcomes := make(chan reply, 1)
 	s.background(context.Background(), "hello", outcomes, withKey(key)...)
 	for s.stopKey(key) != 202 { // it is not there yet
 	}

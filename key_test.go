@@ -191,7 +191,7 @@ func TestAFailureIsKeptAsWell(t *testing.T) {
 func TestARefusedRequestUsesNoKeyUp(t *testing.T) {
 	t.Parallel()
 	s := startKeyed(t, "VM_QUEUE=0")
-	outcomes := make(chan outcome, 1)
+	outcomes := make(chan reply, 1)
 	s.background(context.Background(), "waits-to-go", outcomes, withKey("first")...)
 	s.queued(0)
 	if response, _ := s.askWithKey("a", "hello"); response.StatusCode != 429 {
@@ -219,10 +219,10 @@ func TestTheOldestAnswersAreForgotten(t *testing.T) {
 	t.Run("64 are kept", func(t *testing.T) {
 		t.Parallel()
 		s := startKeyed(t)
-		for i := range maxKept + 1 {
+		for i := range maxAnswers + 1 {
 			s.askWithKey(fmt.Sprint(i), "hello")
 		}
-		if !isKept(s, "1", "hello") || !isKept(s, fmt.Sprint(maxKept), "hello") {
+		if !isKept(s, "1", "hello") || !isKept(s, fmt.Sprint(maxAnswers), "hello") {
 			t.Error("the last 64 are not kept")
 		}
 		if isKept(s, "0", "hello") { // which runs it again
@@ -259,7 +259,7 @@ func TestACommandWithAKeyOutlivesItsClients(t *testing.T) {
 	for _, accept := range [][]string{nil, asStream} {
 		s := startKeyed(t)
 		ctx, cancel := context.WithCancel(context.Background())
-		outcomes := make(chan outcome, 1)
+		outcomes := make(chan reply, 1)
 		s.background(ctx, "waits-to-go", outcomes, withKey("a", accept...)...)
 		s.queued(0)
 		cancel()
@@ -290,7 +290,7 @@ func TestAShutdownTellsEveryoneWhoJoined(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			s := startKeyed(t, "VM_SHUTDOWN_GRACE="+test.grace)
-			outcomes := make(chan outcome, 4)
+			outcomes := make(chan reply, 4)
 			s.background(context.Background(), test.command, outcomes, withKey("a")...)
 			s.queued(0)
 			s.background(context.Background(), test.command, outcomes, withKey("a")...)

@@ -5,111 +5,73 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"sync"
+	"sync/atomic"
 	"time"
 )
 
-// The log never holds anybody up: lines wait for a reader who is slow, and are
-// dropped and counted when too many wait, refusals first, as anybody can cause
-// those. The next line tells the gap.
-
 const (
-	maxLines    = 1000 // that wait
-	maxRefusals = 500  // refusals come only while fewer wait
+	maxLogLines    = 1000 // that wait to be written
+	maxRejectLines = 500  // rejections are logged only while fewer lines wait
 )
 
-// logSink writes lines to one writer, in order. It is safe for concurrent use.
-type logSink struct {
-	out  io.Writer
-	wake chan struct{} // holds one when there may be a line
-
-	mu      sync.Mutex
-	waiting [][]byte
-	writing bool // a line is on its way
-	dropped int  // since the last line that was taken
+// asyncWriter writes lines in order, in the background, so that a log that nobody reads
+// holds up nothing: lines that are too many are dropped and counted. It is safe for
+// concurrent use.
+type asyncWriter struct {
+	lines   chan []byte
+	pending atomic.Int64 // lines that are not written yet
+	dropped atomic.Int64 // lines since the last one that was accepted
 }
 
-// newLog returns a log for what matters and one for refusals, both for people and
-// machines, and the sink that they share. Lines are written in the background.
-func newLog(out io.Writer) (log, refusals *slog.Logger, sink *logSink) {
-	sink = &logSink{out: out, wake: make(chan struct{}, 1)}
-	go sink.pump()
+// newLog returns a log for what matters, one for rejections, which anybody can cause, and
+// the writer that both share.
+func newLog(out io.Writer) (log, rejectLog *slog.Logger, w *asyncWriter) {
+	w = &asyncWriter{lines: make(chan []byte, maxLogLines)}
+	go func() {
+		for line := range w.lines {
+			out.Write(line) // may take for ever; a writer that fails gets the next line
+			w.pending.Add(-1)
+		}
+	}()
 
-	log = slog.New(slog.NewTextHandler(limitedTo{sink, maxLines}, nil))
-	refusals = slog.New(slog.NewTextHandler(limitedTo{sink, maxRefusals}, nil))
-	return log, refusals, sink
+	log = slog.New(slog.NewTextHandler(limitWriter{w, maxLogLines}, nil))
+	rejectLog = slog.New(slog.NewTextHandler(limitWriter{w, maxRejectLines}, nil))
+	return log, rejectLog, w
 }
 
-// limitedTo takes a line only while fewer than most wait.
-type limitedTo struct {
-	sink *logSink
-	most int
+// limitWriter accepts a line only while fewer than limit wait.
+type limitWriter struct {
+	*asyncWriter
+	limit int
 }
 
-func (l limitedTo) Write(line []byte) (int, error) {
-	l.sink.add(line, l.most)
+// Write never waits. The slog handlers call it once for each line.
+func (w limitWriter) Write(line []byte) (int, error) {
+	dropped := w.dropped.Swap(0)
+	text := bytes.Clone(line) // slog uses its buffer again
+	if dropped > 0 {
+		text = fmt.Appendf(bytes.TrimSuffix(text, []byte("\n")), " lines_dropped=%d\n", dropped)
+	}
+
+	w.pending.Add(1)
+	if len(w.lines) < w.limit {
+		select {
+		case w.lines <- text:
+			return len(line), nil
+		default:
+		}
+	}
+	w.pending.Add(-1)
+	w.dropped.Add(dropped + 1)
 	return len(line), nil
 }
 
-func (s *logSink) add(line []byte, most int) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	if len(s.waiting) >= most {
-		s.dropped++
-		return
-	}
-	line = bytes.TrimSuffix(line, []byte("\n"))
-	line = bytes.Clone(line) // slog uses its buffer again
-	if s.dropped > 0 {
-		line = fmt.Appendf(line, " lines_dropped=%d", s.dropped)
-		s.dropped = 0
-	}
-	s.waiting = append(s.waiting, append(line, '\n'))
-
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
-func (s *logSink) pump() {
-	for range s.wake {
-		for {
-			line := s.next()
-			if line == nil {
-				break
-			}
-			s.out.Write(line) // may take for ever; a writer that fails gets the next one
-		}
-	}
-}
-
-func (s *logSink) next() (line []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-
-	s.writing = len(s.waiting) > 0
-	if !s.writing {
-		return nil
-	}
-	line = s.waiting[0]
-	s.waiting = s.waiting[1:]
-	return line
-}
-
 // flush waits until all lines are written, for a second at most.
-func (s *logSink) flush() {
+func (w *asyncWriter) flush() {
 	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); {
-		if s.isEmpty() {
+		if w.pending.Load() == 0 {
 			return
 		}
 		time.Sleep(time.Millisecond)
 	}
-}
-
-func (s *logSink) isEmpty() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return len(s.waiting) == 0 && !s.writing
 }

@@ -1,10 +1,33 @@
-// vm-server answers POST /command by running Claude Code, and leaves no process
-// behind. README.md says how to use it.
+// vm-server answers POST /command by running Claude Code, and leaves no process behind.
+// README.md tells how to use it.
 //
-// To read it, follow a command: config.go (and environ.go, api.go, git.go,
-// paths.go, account.go, which it calls), listener.go, handler.go, request.go,
-// queue.go, command.go, spare.go, exec.go and sweep.go; and back with what it came
-// to: lines.go, transcript.go, reply.go.
+// The core keeps the hard promises: nothing is left behind, every command gets one true
+// answer, and only those who may ask are answered. In reading order:
+//
+//	main.go       starts the parts, and stops them
+//	auth.go       who may send requests
+//	handler.go    what each request is answered
+//	queue.go      whose turn it is
+//	operation.go  a command and its clients
+//	command.go    one command, from its turn to its answer
+//	exec.go       one Claude Code process
+//	reaper.go     kills and reaps what it left
+//
+// A mistake in any other file costs convenience, or what that file itself is for:
+//
+//	config.go       variables and their checks
+//	user.go         the agent's user (VM_USER)
+//	credentials.go  the agent's environment, and which credentials it lacks (VM_KEY_PROXY)
+//	proxy.go        the credential proxy, with proxy_api.go and proxy_git.go (VM_GIT_TOKEN)
+//	health.go       GET /healthz
+//	limits.go       how many connections there may be
+//	request.go      reads and checks a body
+//	response.go     sends JSON and event streams (VM_HEARTBEAT)
+//	result.go       what the CLI prints, and what answer that is
+//	warm.go         the CLI that waits for the next command (VM_WARM)
+//	errors.go       codes, statuses and messages
+//	log.go          a log that holds up nothing
+//	sys_linux.go    system calls; sys_other.go, to build elsewhere
 package main
 
 import (
@@ -13,6 +36,7 @@ import (
 	"fmt"
 	"io"
 	stdlog "log"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -23,7 +47,7 @@ import (
 	"time"
 
 	"github.com/kelseyhightower/envconfig"
-	actors "github.com/oklog/run"
+	group "github.com/oklog/run"
 )
 
 // version is set by the linker.
@@ -37,11 +61,10 @@ func main() {
 	}
 }
 
-// run serves until ctx ends or the process gets SIGTERM, SIGINT or SIGHUP, and
-// returns once every command is answered and cleared away.
+// run serves until ctx ends or the process gets SIGTERM, SIGINT, SIGHUP or SIGQUIT, and
+// returns once every command is answered and nothing of it is left.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flag := strings.Join(args, " ")
-	switch flag {
+	switch strings.Join(args, " ") {
 	case "":
 	case "-h", "-help", "--help":
 		return envconfig.Usagef("vm", &config{}, stdout, usage)
@@ -49,39 +72,116 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintln(stdout, "vm-server", version)
 		return err
 	default:
-		// Not quoted: some put docker's options, such as -e VM_TOKEN=…, behind the image.
+		// Not quoted: some put options of docker run, such as -e VM_TOKEN=…, after the image.
 		return errors.New("cannot use arguments: " +
-			"vm-server is set by environment variables; -h lists them")
+			"vm-server is configured by environment variables; -h lists them")
 	}
 
-	stdlog.SetOutput(io.Discard)   // net/http quotes there what a server sends unasked
+	stdlog.SetOutput(io.Discard)   // net/http quotes there what an upstream sends unasked
 	debug.SetMemoryLimit(32 << 20) // collect garbage early: the agent needs the memory
-	log, refusals, sink := newLog(stderr)
-	defer sink.flush()
+	log, rejectLog, writer := newLog(stderr)
+	defer writer.flush()
 
 	cfg, err := loadConfig(log)
 	if err != nil {
 		return err
 	}
-	return newServer(cfg, log, refusals).serve(ctx)
+	return newServer(cfg, log, rejectLog).serve(ctx)
 }
 
-// serve runs the actors until the first of them ends. Then run.Group interrupts
-// them one after another, in the order of Add, and each must find the later ones
-// at work:
+// server has the parts of one run. Each knows those below it only:
 //
-//  1. signals: nothing depends on it any more, but its channel stays, for drain.
-//  2. web: drains. The running command's agent still needs the key proxy, and the
-//     reaper, which notices its end (a sweep reaps too, but only after that end).
-//  3. key proxy: closes, as no agent is left to ask it.
-//  4. reaper: ends last, as a drain waits for what it reaps.
+//	handler → operations → queue
+//	        → runner → standby → agentStarter → reaper
+//	                 → credentialProxy
+//
+// Locks are taken in this order, and none is held while one before it is taken: that of
+// standby, which a command holds throughout; of operations; of the queue; and one of an
+// operation, the reaper or health.
+type server struct {
+	cfg     *config
+	log     *slog.Logger
+	queue   *queue
+	reaper  *reaper
+	starter *agentStarter
+	standby *standby
+	proxy   *credentialProxy
+	handler *handler
+
+	cancelAll context.CancelCauseFunc // ends every operation
+	fatal     chan error              // gets an error after which the server can't go on
+}
+
+func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
+	s := &server{cfg: cfg, log: log, fatal: make(chan error, 1)}
+	ctx, cancelAll := context.WithCancelCause(context.Background())
+	health := &health{}
+
+	s.cancelAll = cancelAll
+	s.queue = newQueue(cfg.Queue)
+	s.reaper = &reaper{}
+	s.proxy = newCredentialProxy(cfg, log)
+	s.starter = &agentStarter{cfg: cfg, log: log, reaper: s.reaper}
+	s.standby = &standby{
+		cfg:     cfg,
+		log:     log,
+		starter: s.starter,
+		reaper:  s.reaper,
+		health:  health,
+		queue:   s.queue,
+		fatal:   s.setFatal,
+		ttl:     standbyTTL,
+	}
+	operations := newOperations(ctx, s.queue)
+	runner := &runner{
+		cfg:        cfg,
+		log:        log,
+		queue:      s.queue,
+		operations: operations,
+		standby:    s.standby,
+		proxy:      s.proxy,
+		health:     health,
+
+		outputTimeout: outputTimeout,
+	}
+	s.handler = &handler{
+		cfg:        cfg,
+		log:        log,
+		rejectLog:  rejectLog,
+		auth:       &authenticator{token: cfg.Token},
+		bodies:     newBodyReader(cfg),
+		queue:      s.queue,
+		operations: operations,
+		runner:     runner,
+		standby:    s.standby,
+		health:     health,
+	}
+	return s
+}
+
+// setFatal ends the server with an error. No command starts after it.
+func (s *server) setFatal(err error) {
+	s.queue.close(errShutdown)
+	select {
+	case s.fatal <- err:
+	default: // it ends already
+	}
+}
+
+// serve runs the actors until the first of them ends. Then run.Group interrupts them one
+// after another, in the order of Add, and each needs the later ones:
+//
+//  1. signals: nothing needs it, but its channel stays, for drain.
+//  2. HTTP: drains. The agent of the running command still needs the credential proxy.
+//  3. credential proxy: closes, since no agent is left.
+//  4. reaper: ends last.
 func (s *server) serve(ctx context.Context) error {
-	signals := listenToSignals()
-	err := confine()
+	signals := notifySignals()
+	err := hardenProcess()
 	if err != nil {
 		return err
 	}
-	reserveThreads()
+	preallocThreads()
 
 	listener, err := net.Listen("tcp", s.cfg.Addr)
 	if err != nil {
@@ -89,103 +189,116 @@ func (s *server) serve(ctx context.Context) error {
 			"end what listens there, or give another address", err)
 	}
 
-	var group actors.Group
-	s.addSignals(&group, ctx, signals)
-	s.addWeb(&group, listener, signals)
-	if s.cfg.keyProxied || s.cfg.GitToken != "" {
-		err := s.addProxy(&group)
+	var actors group.Group
+	s.addSignals(&actors, ctx, signals)
+	s.addHTTPServer(&actors, listener, signals)
+	if s.cfg.credentials.proxied || s.cfg.GitToken != "" {
+		err := s.addProxy(&actors)
 		if err != nil {
 			return err
 		}
 	}
-	s.addReaper(&group)
+	s.addReaper(&actors)
 
 	s.logStart(listener)
-	return group.Run()
+	return actors.Run()
 }
 
-// listenToSignals catches them to the end: a second SIGTERM must not kill the
-// server while it drains, nor SIGPIPE when nobody reads its log any more.
-func listenToSignals() <-chan os.Signal {
+// notifySignals catches signals to the end: a second SIGTERM must not kill the server
+// while it drains, nor SIGPIPE when nobody reads its log any more.
+func notifySignals() <-chan os.Signal {
 	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT)
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	return signals
 }
 
-func (s *server) addSignals(group *actors.Group, ctx context.Context, signals <-chan os.Signal) {
+func (s *server) addSignals(actors *group.Group, ctx context.Context, signals <-chan os.Signal) {
 	ctx, cancel := context.WithCancel(ctx)
 	wait := func() error {
 		select {
 		case sig := <-signals:
 			s.log.Info("stopping", "signal", sig)
+		case err := <-s.fatal:
+			return err
 		case <-ctx.Done():
 		}
 		return nil
 	}
-	group.Add(wait, func(error) { cancel() })
+	actors.Add(wait, func(error) { cancel() })
 }
 
-func (s *server) addWeb(group *actors.Group, listener net.Listener, signals <-chan os.Signal) {
-	web := newWebServer(s.handler, s.log, thirdOfDescriptors)
+func (s *server) addHTTPServer(
+	actors *group.Group, listener net.Listener, signals <-chan os.Signal) {
+	web := newHTTPServer(s.handler, s.log, clientShare)
 	serve := func() error { return web.Serve(listener) }
-	group.Add(serve, func(error) { s.drain(web, signals) })
+	actors.Add(serve, func(error) { s.drain(web, signals) })
 }
 
-func (s *server) addProxy(group *actors.Group) error {
+func (s *server) addProxy(actors *group.Group) error {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return fmt.Errorf("cannot listen for the agent: %w", err)
 	}
-	s.launcher.proxyURL = "http://" + listener.Addr().String() // no agent has been started yet
+	s.starter.proxyURL = "http://" + listener.Addr().String() // before the first agent starts
 
-	web := newWebServer(s.proxy, s.log, sixthOfDescriptors)
+	web := newHTTPServer(s.proxy, s.log, agentShare)
 	serve := func() error { return web.Serve(listener) }
-	group.Add(serve, func(error) { web.Close() })
+	actors.Add(serve, func(error) { web.Close() })
 	return nil
 }
 
-// addReaper reaps whenever a child ends, and looks after the spare once a minute.
-func (s *server) addReaper(group *actors.Group) {
+// reapDelay lets children that end together be reaped together, and a command whose agent
+// has just ended be answered first.
+const reapDelay = 5 * time.Millisecond
+
+// addReaper reaps whenever a child ends, and looks after the waiting agent.
+func (s *server) addReaper(actors *group.Group) {
 	ctx, cancel := context.WithCancel(context.Background())
-	tend := func() error {
-		ended := make(chan os.Signal, 1) // one signal is enough, as reap collects all
+	loop := func() error {
+		ended := make(chan os.Signal, 1) // one is enough, as reap looks at all children
 		signal.Notify(ended, syscall.SIGCHLD)
 		defer signal.Stop(ended)
+		tick := time.Tick(500 * time.Millisecond)
 		minute := time.Tick(time.Minute)
 
-		s.keeper.renew()
+		s.standby.prepareNext()
 		for {
 			select {
 			case <-ended:
-				s.children.reapAll()
+				time.Sleep(reapDelay)
+				s.reaper.reap()
+			case <-tick:
+				s.standby.maintain()
 			case <-minute:
-				s.keeper.renew()
+				s.standby.replaceOld()
 			case <-ctx.Done():
 				return nil
 			}
 		}
 	}
-	group.Add(tend, func(error) { cancel() })
+	actors.Add(loop, func(error) { cancel() })
 }
 
-// drain refuses what is new, lets the running command end within ShutdownGrace or
-// until another signal, stops it then, and closes the listener once every answer
-// is sent.
+// drain rejects what is new, lets the running command end within ShutdownGrace or until
+// another signal, stops it then, and closes the listener when its answer has been sent.
+// Clients get until answerTimeout after the shutdown began, or two seconds after the last
+// command's end, to read their answers.
 func (s *server) drain(web *http.Server, signals <-chan os.Signal) {
+	const answerTimeout = 10 * time.Second
+	began := time.Now()
 	s.queue.close(errShutdown)
-	drained := s.queue.drained() // in time, as each write of an answer has a deadline
-
 	select {
-	case <-drained:
+	case <-s.queue.drained:
 	case <-time.After(s.cfg.ShutdownGrace):
 	case <-signals:
 	}
-	s.abort(errShutdown)
-	<-drained
-	s.keeper.retire()
+	s.cancelAll(errShutdown)
+	<-s.queue.drained // soon, since a stopped agent ends or is given up
+	s.standby.close()
 
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+	left := max(2*time.Second, answerTimeout-time.Since(began))
+	ctx, cancel := context.WithTimeout(context.Background(), left)
 	defer cancel()
 	web.Shutdown(ctx)
 	web.Close()
@@ -196,7 +309,7 @@ func (s *server) logStart(listener net.Listener) {
 		"addr", listener.Addr(),
 		"version", version,
 		"token", s.cfg.Token != "",
-		"key_proxy", s.cfg.keyProxied,
+		"key_proxy", s.cfg.credentials.proxied,
 		"git_token", s.cfg.GitToken != "",
 		"git_host", s.cfg.GitHost,
 		"claude", s.cfg.Claude,

@@ -100,8 +100,8 @@ func TestAShutdownAnswersEveryCommand(t *testing.T) {
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
-			s := startServer(t, "VM_SHUTDOWN_GRACE="+test.grace)
-			outcomes := make(chan outcome, 3)
+			s := startServer(t, "VM_TOKEN=correct", "VM_SHUTDOWN_GRACE="+test.grace)
+			outcomes := make(chan reply, 3)
 			s.background(context.Background(), test.running, outcomes)
 			s.queued(0)
 			s.background(context.Background(), "queued", outcomes)

@@ -30,7 +30,7 @@ func TestACLIThatIsStoppedFromOutsideGoesOnOrTimesOut(t *testing.T) {
 			t.Parallel()
 			s := startServer(t, "VM_TIMEOUT="+test.timeout)
 			marker := newMarker()
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(context.Background(), "waits-for-its-child "+marker, outcomes)
 			child, cli := s.running(marker)
 			syscall.Kill(cli, syscall.SIGSTOP)
@@ -73,7 +73,7 @@ func TestASuspendedServerAnswersAndGoesOn(t *testing.T) {
 			s := startServer(t, "VM_TIMEOUT=15s")
 			marker := newMarker()
 			pids := []int{s.cmd.Process.Pid}
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			if test.withTheCLI {
 				s.background(context.Background(), test.command+" "+marker, outcomes)
 				_, cli := s.running(marker)
@@ -211,7 +211,7 @@ func TestAKilledServerTakesItsCommandAlongAsPID1Alone(t *testing.T) {
 			s := startCommand(t, cmd)
 			marker := newMarker()
 			defer killMarked(t, marker)
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(context.Background(), "waits "+marker, outcomes)
 			_, cli := s.running(marker)
 			if !test.pid1 {

@@ -18,195 +18,198 @@ import (
 	"time"
 )
 
-// The key proxy lets the agent use the model's API and the git host without their
-// secrets: its requests come to a loopback port with a placeholder, its own and void
-// after its command, and leave with the secret (apiproxy.go, gitproxy.go). What holds
-// here is all that keeps the secrets: the placeholder is compared before anything
-// else, only the routes are let through, and no answer of the proxy's own repeats what
-// was sent.
-
-// route is a request that is let through: to whom, its method, its target as it is
-// sent, before anything in it is decoded, and the type of its body, where an API may
-// have a path that ends like git's.
-type route struct {
-	to     string
-	method string
-	target *regexp.Regexp
-	kind   string
+// allowRule is a request that is forwarded: its upstream, its method, its target as it is
+// sent, before anything in it is decoded, and the type of its body, where an API may have a
+// path that ends like git's.
+type allowRule struct {
+	upstream    string
+	method      string
+	target      *regexp.Regexp
+	contentType string
 }
 
 const (
-	toAPI = "the model's API"
-	toGit = "the git host"
+	apiUpstream = "the model's API"
+	gitUpstream = "the git host"
 
-	query = `(\?.*)?`
+	optionalQuery = `(\?.*)?`
 
 	// repository is the path of one: nothing in it is encoded, and no part is a step up.
 	repository = `(/\.{0,2}[A-Za-z0-9_~+@-][A-Za-z0-9._~+@-]*)+`
 
-	fetches = "application/x-git-upload-pack-request"
-	pushes  = "application/x-git-receive-pack-request"
+	uploadPackType  = "application/x-git-upload-pack-request"  // of clone and fetch
+	receivePackType = "application/x-git-receive-pack-request" // of push
 )
 
-// routes are what the CLI asks the API for (measured), and git's smart protocol
+// allowRules are what the CLI asks the API for (measured), and git's smart protocol
 // (gitprotocol-http(5)). The CLI does well without HEAD /api/hello. Batches and files
 // would outlive the command, and TRACE may be answered with the key.
-var routes = []route{
-	{toAPI, "POST", whole(`/v1/messages` + query), ""},
-	{toAPI, "POST", whole(`/v1/messages/count_tokens` + query), ""}, // for large files and /context
-	// By CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY.
-	{toAPI, "GET", whole(`/v1/models` + query), ""},
+var allowRules = []allowRule{
+	{apiUpstream, "POST", anchored(`/v1/messages` + optionalQuery), ""},
+	// For large files and /context.
+	{apiUpstream, "POST", anchored(`/v1/messages/count_tokens` + optionalQuery), ""},
+	// With CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY.
+	{apiUpstream, "GET", anchored(`/v1/models` + optionalQuery), ""},
 
-	{toGit, "GET", whole(repository + `/info/refs\?service=git-(upload|receive)-pack`), ""},
-	{toGit, "POST", whole(repository + `/git-upload-pack`), fetches},
-	{toGit, "POST", whole(repository + `/git-receive-pack`), pushes},
+	{gitUpstream, "GET", anchored(repository + `/info/refs\?service=git-(upload|receive)-pack`), ""},
+	{gitUpstream, "POST", anchored(repository + `/git-upload-pack`), uploadPackType},
+	{gitUpstream, "POST", anchored(repository + `/git-receive-pack`), receivePackType},
 }
 
-func whole(pattern string) *regexp.Regexp { return regexp.MustCompile(`^(?:` + pattern + `)$`) }
+func anchored(pattern string) *regexp.Regexp { return regexp.MustCompile(`^(?:` + pattern + `)$`) }
 
-// isRoute judges the target as it was sent: the next server may decode it otherwise.
-func isRoute(to string, r *http.Request) bool {
-	for _, route := range routes {
-		isTarget := route.target.MatchString(r.RequestURI)
-		isKind := route.kind == "" || slices.Equal(r.Header["Content-Type"], []string{route.kind})
-		if route.to == to && route.method == r.Method && isTarget && isKind {
+// isAllowed judges the target as it was sent: the next server may decode it otherwise.
+func isAllowed(upstream string, r *http.Request) bool {
+	for _, rule := range allowRules {
+		isTarget := rule.target.MatchString(r.RequestURI)
+		isType := rule.contentType == "" ||
+			slices.Equal(r.Header["Content-Type"], []string{rule.contentType})
+		if rule.upstream == upstream && rule.method == r.Method && isTarget && isType {
 			return true
 		}
 	}
 	return false
 }
 
-// lease is one agent's right to use the secrets.
-type lease struct {
+// grant is one agent's right to use the credentials.
+type grant struct {
 	placeholder string
 	stop        context.CancelCauseFunc // ends the agent, with the reason
-	over        context.Context         // ends with the right; set by lend
+	revoked     context.Context         // ends with the right; set by allow
 
-	apiIsAway  sync.Once // logs it, as the CLI asks again and again
-	gitIsAway  sync.Once // likewise
-	gitRefuses sync.Once
+	logAPIUnreachable sync.Once // because the CLI asks again and again
+	logGitUnreachable sync.Once
+	logGitRejected    sync.Once
 
-	retryAt atomic.Pointer[time.Time] // by the API's last answer that said: not now
+	retryAt atomic.Pointer[time.Time] // by the API's last answer that means: not now
 }
 
-func (l *lease) isFor(placeholder string) bool {
-	return subtle.ConstantTimeCompare([]byte(placeholder), []byte(l.placeholder)) == 1
+// matches compares in constant time.
+func (g *grant) matches(placeholder string) bool {
+	return subtle.ConstantTimeCompare([]byte(placeholder), []byte(g.placeholder)) == 1
 }
 
-// wanted is when the API wants to be asked again, zero if it said nothing.
-func (l *lease) wanted() time.Time {
-	until := l.retryAt.Load()
-	if until == nil {
+// retryTime is when the API wants to be asked again, zero if it did not say.
+func (g *grant) retryTime() time.Time {
+	at := g.retryAt.Load()
+	if at == nil {
 		return time.Time{}
 	}
-	return *until
+	return *at
 }
 
-// leased is where a request's context has its lease.
-type leased struct{}
+// grantKey is the key of a request's grant in its context.
+type grantKey struct{}
 
-func leaseOf(r *http.Request) *lease { return r.Context().Value(leased{}).(*lease) }
+func grantFrom(r *http.Request) *grant { return r.Context().Value(grantKey{}).(*grant) }
 
-// destination is who gets what is let through.
-type destination struct {
-	name    string
-	isAsked func(l *lease, r *http.Request) bool // by the placeholder, where its secret belongs
-	refuse  func(w http.ResponseWriter, status int, why string)
-	forward *httputil.ReverseProxy // with the secret; newKeyProxy sets what both have
+// upstream gets the requests that are forwarded.
+type upstream struct {
+	name          string
+	authenticates func(g *grant, r *http.Request) bool // with the placeholder, where its secret belongs
+	writeError    func(w http.ResponseWriter, status int, reason string)
+	proxy         *httputil.ReverseProxy // adds the secret; newCredentialProxy sets what both have
 }
 
-// keyProxy is an http.Handler, safe for concurrent use.
-type keyProxy struct {
+// credentialProxy lets the agent use the model's API and the git host without their
+// credentials: its requests come to a loopback port with a placeholder, which is its own
+// and void after its command, and leave with the secret (proxy_api.go, proxy_git.go). All
+// that protects the secrets is here: the placeholder is compared before anything else, only
+// what is in allowRules is forwarded, and no answer of the proxy's own repeats what was
+// sent. It is an http.Handler, safe for concurrent use.
+type credentialProxy struct {
 	cfg     *config
-	api     *destination
-	git     *destination
-	present atomic.Pointer[lease] // nil while nobody may use the secrets
+	api     *upstream
+	git     *upstream
+	current atomic.Pointer[grant] // nil while nobody may use the credentials
 }
 
-func newKeyProxy(cfg *config, log *slog.Logger) *keyProxy {
-	p := &keyProxy{cfg: cfg, api: newAPIProxy(cfg, log), git: newGitProxy(cfg, log)}
-	for _, to := range []*destination{p.api, p.git} {
-		to.forward.FlushInterval = -1 // events and progress as they come
+func newCredentialProxy(cfg *config, log *slog.Logger) *credentialProxy {
+	p := &credentialProxy{cfg: cfg, api: newAPIUpstream(cfg, log), git: newGitUpstream(cfg, log)}
+	for _, to := range []*upstream{p.api, p.git} {
+		to.proxy.FlushInterval = -1 // events and progress as they come
 		// What net/http says of an answer that breaks off may quote it. The agent notices,
-		// and says what it makes of it.
-		to.forward.ErrorLog = stdlog.New(io.Discard, "", 0)
+		// and prints what it makes of it.
+		to.proxy.ErrorLog = stdlog.New(io.Discard, "", 0)
 	}
 	return p
 }
 
-// lend lets the holder of l use the secrets, and nobody else, until end is called. That
-// breaks off what is under way: the connection may be held by who is no child of the
-// agent's.
-func (p *keyProxy) lend(l *lease) (end func()) {
-	over, cancel := context.WithCancel(context.Background())
-	l.over = over
-	p.present.Store(l)
+// allow lets the agent of a grant use the credentials, and nobody else, until revoke is
+// called. That ends requests that are under way: their connections may be held by a process
+// that is not below the agent.
+func (p *credentialProxy) allow(g *grant) (revoke func()) {
+	revoked, cancel := context.WithCancel(context.Background())
+	g.revoked = revoked
+	p.current.Store(g)
 	return func() {
-		p.present.Store(nil)
+		p.current.Store(nil)
 		cancel()
 	}
 }
 
-func (p *keyProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (p *credentialProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	to := p.api
-	if p.cfg.isForGit(r) {
+	if p.cfg.isGitRequest(r) {
 		to = p.git
 	}
 
-	l := p.present.Load()
+	g := p.current.Load()
 	asksToUpgrade := len(r.Header.Values("Upgrade")) > 0
 	hasNeedlessBody := r.Method == "GET" && r.ContentLength != 0
 	switch {
-	case l == nil || !to.isAsked(l, r):
-		to.refuse(w, http.StatusForbidden, "serves the agent whose command runs, by its own placeholder")
-	case !isRoute(to.name, r):
-		to.refuse(w, http.StatusNotFound, "forwards what Claude Code and git need of "+to.name+" alone")
+	case g == nil || !to.authenticates(g, r):
+		to.writeError(w, http.StatusForbidden,
+			"serves only the agent whose command runs, with its own placeholder")
+	case !isAllowed(to.name, r):
+		to.writeError(w, http.StatusNotFound,
+			"forwards only what Claude Code and git need of "+to.name)
 	case asksToUpgrade:
-		to.refuse(w, http.StatusBadRequest, "forwards no Upgrade to another protocol")
+		to.writeError(w, http.StatusBadRequest, "forwards no Upgrade to another protocol")
 	case hasNeedlessBody: // which another server may take for the next request
-		to.refuse(w, http.StatusBadRequest, "forwards no GET with a body")
+		to.writeError(w, http.StatusBadRequest, "forwards no GET with a body")
 	default:
-		to.pass(w, r, l)
+		to.forward(w, r, g)
 	}
 }
 
-// pass forwards a request. An answer may begin before the request is read; unless
-// told, net/http would then take the rest of the body from the transport, which
-// breaks the answer off. What is left in the end is read here, where net/http would
-// panic (golang.org/issue/68560).
-func (d *destination) pass(w http.ResponseWriter, r *http.Request, l *lease) {
-	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), leased{}, l))
+// forward forwards a request. An answer may begin before the request is read; unless told,
+// net/http would then take the rest of the body from the transport, which breaks the
+// answer off. What is left in the end is read here, where net/http would panic
+// (golang.org/issue/68560).
+func (u *upstream) forward(w http.ResponseWriter, r *http.Request, g *grant) {
+	ctx, cancel := context.WithCancel(context.WithValue(r.Context(), grantKey{}, g))
 	defer cancel()
 	control := http.NewResponseController(w)
-	unwatch := context.AfterFunc(l.over, func() {
+	stop := context.AfterFunc(g.revoked, func() {
 		cancel()
-		control.SetWriteDeadline(time.Now()) // who reads nothing holds nothing up
+		control.SetWriteDeadline(time.Now()) // a client that reads nothing holds up nothing
 	})
-	defer unwatch()
+	defer stop()
 	control.EnableFullDuplex()
 	control.SetReadDeadline(time.Time{}) // an answer may take longer
 
-	d.forward.ServeHTTP(&oneHeader{ResponseWriter: w}, r.WithContext(ctx))
+	u.proxy.ServeHTTP(&finalHeaderWriter{ResponseWriter: w}, r.WithContext(ctx))
 
 	control.Flush()
 	control.SetReadDeadline(time.Now().Add(10 * time.Second))
 	io.Copy(io.Discard, r.Body)
 }
 
-// oneHeader sends one header: no informational answer before, no trailer behind.
-type oneHeader struct {
+// finalHeaderWriter sends one header: no informational response before it, and no trailer.
+type finalHeaderWriter struct {
 	http.ResponseWriter
 	isSent bool
 }
 
-func (w *oneHeader) Header() http.Header {
+func (w *finalHeaderWriter) Header() http.Header {
 	if w.isSent {
 		return http.Header{}
 	}
 	return w.ResponseWriter.Header()
 }
 
-func (w *oneHeader) WriteHeader(status int) {
+func (w *finalHeaderWriter) WriteHeader(status int) {
 	isInformational := status >= 100 && status < 200
 	if isInformational {
 		return
@@ -215,22 +218,23 @@ func (w *oneHeader) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-func (w *oneHeader) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (w *finalHeaderWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
-// reasonOf never quotes an answer, as errors do: it may repeat the key or a prompt.
-func reasonOf(err error) string {
+// safeReason describes an error without quoting an answer, which may repeat the key or a
+// prompt.
+func safeReason(err error) string {
 	var network net.Error
 	var certificate *tls.CertificateVerificationError
 	switch {
 	case errors.As(err, &network):
 		return network.Error()
 	case errors.As(err, &certificate):
-		return "its certificate is not for it, has expired, or is by nobody who is known here"
-	case errors.Is(err, errSwitches):
+		return "its certificate is not valid for it, has expired, or is signed by an unknown authority"
+	case errors.Is(err, errUpgrade):
 		return err.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "it closed the connection"
 	default:
-		return "neither it nor a proxy on the way gave a valid answer"
+		return "neither it nor a proxy on the way sent a valid answer"
 	}
 }

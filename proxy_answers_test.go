@@ -168,11 +168,11 @@ func TestWhatIsOutOfReachIsToldAndLoggedOnceACommand(t *testing.T) {
 		{"nobody listens", newNoAPI(t), "connection refused"},
 		{"it closes the connection", raw(""), "it closed the connection"},
 		{"its answer breaks off in the head", raw("HTTP/1.1 200"), "it closed the connection"},
-		{"its first line is an echo", raw(realKey + prompt + "\r\n\r\n"), "gave a valid answer"},
-		{"its header is an echo", headEcho, "gave a valid answer"},
-		{"its status is none", raw("HTTP/1.1 000 " + prompt + "\r\n\r\n"), "gave a valid answer"},
+		{"its first line is an echo", raw(realKey + prompt + "\r\n\r\n"), "sent a valid answer"},
+		{"its header is an echo", headEcho, "sent a valid answer"},
+		{"its status is none", raw("HTTP/1.1 000 " + prompt + "\r\n\r\n"), "sent a valid answer"},
 		{"it switches protocols", switches, "it switched to another protocol"},
-		{"it speaks no TLS", noTLS, "gave a valid answer"},
+		{"it speaks no TLS", noTLS, "sent a valid answer"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -265,7 +265,7 @@ func TestARequestEndsWithTheCommandWhoseItWas(t *testing.T) {
 		<-r.Context().Done()
 		close(ended)
 	}).URL)
-	end := p.lend(&lease{placeholder: presentPlaceholder})
+	end := p.allow(&grant{placeholder: presentPlaceholder})
 	connection := p.dial(t)
 	defer connection.Close()
 	io.WriteString(connection, promptHead(0))

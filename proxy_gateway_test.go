@@ -36,7 +36,7 @@ func at(api *httptest.Server, text string) string {
 }
 
 // credentials are what the API sees of who asks.
-func credentials(r *http.Request) []string {
+func credentialsOf(r *http.Request) []string {
 	return []string{r.RequestURI, r.Header.Get("X-Api-Key"), r.Header.Get("Authorization")}
 }
 
@@ -46,9 +46,9 @@ func TestAGatewayGetsItsCredentials(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			seen := make(chan []string, 1)
-			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentials(r) })
+			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentialsOf(r) })
 			p := newTestProxy(t, at(api, test.base))
-			p.cfg.bearer = test.token
+			p.cfg.credentials.bearer = test.token
 
 			p.send(t, "POST /v1/messages?beta=true", "Authorization: Bearer "+presentPlaceholder)
 			want := []string{test.path, realKey, test.auth}
@@ -94,14 +94,14 @@ func TestAPlaceholderStandsForWhatItsHeaderIsFor(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			seen := make(chan []string, 1)
-			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentials(r)[1:] })
+			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentialsOf(r)[1:] })
 			p := newTestProxy(t, api.URL)
-			p.cfg.bearer = strings.TrimPrefix(token, "Bearer ")
+			p.cfg.credentials.bearer = strings.TrimPrefix(token, "Bearer ")
 			if !test.hasKey {
-				p.cfg.apiKey = ""
+				p.cfg.credentials.key = ""
 			}
 			if test.hasNoToken {
-				p.cfg.bearer = ""
+				p.cfg.credentials.bearer = ""
 			}
 
 			status, _ := p.sendOnly(t, "POST /v1/messages", test.header...)
@@ -129,7 +129,7 @@ func TestTheRealCLIWorksByATokenThatItsAgentDoesNotHave(t *testing.T) {
 				t.Parallel()
 				seen := make(chan []string, 20)
 				note := func(w http.ResponseWriter, r *http.Request) {
-					seen <- credentials(r)[1:]
+					seen <- credentialsOf(r)[1:]
 					cli.model.ServeHTTP(w, r)
 				}
 				s := cli.start(t, note, "ANTHROPIC_API_KEY=", name+"="+secret, "VM_KEY_PROXY="+proxied)
@@ -197,7 +197,7 @@ func TestTheRealCLIWorksByALoginThatIsTheOnlySecret(t *testing.T) {
 			t.Parallel()
 			seen := make(chan []string, 20)
 			note := func(w http.ResponseWriter, r *http.Request) {
-				seen <- credentials(r)[1:]
+				seen <- credentialsOf(r)[1:]
 				cli.model.ServeHTTP(w, r)
 			}
 			s := cli.start(t, note, "ANTHROPIC_API_KEY=", "ANTHROPIC_BASE_URL=http://user:sesame@API-HOST",
@@ -289,8 +289,8 @@ func TestTheCLIAsksForTheRoutesAlone(t *testing.T) {
 
 	used := map[string]bool{}
 	want := map[string]bool{}
-	for _, r := range routes {
-		if r.to != toAPI {
+	for _, r := range allowRules {
+		if r.upstream != apiUpstream {
 			continue
 		}
 		want[r.method+" "+r.target.String()] = true
@@ -319,7 +319,7 @@ func TestAGatewaySeesTheCLIAsWithoutTheKeyProxy(t *testing.T) {
 				t.Parallel()
 				seen := make(chan []string, 20)
 				note := func(w http.ResponseWriter, r *http.Request) {
-					seen <- credentials(r)
+					seen <- credentialsOf(r)
 					http.StripPrefix("/base", cli.model).ServeHTTP(w, r)
 				}
 				s := cli.start(t, note, "VM_KEY_PROXY="+proxied,

@@ -24,7 +24,7 @@ const presentPlaceholder = "placeholder-present"
 
 // testProxy is a key proxy behind the web server that main puts before it.
 type testProxy struct {
-	*keyProxy
+	*credentialProxy
 	url string
 	log *syncBuffer
 }
@@ -41,10 +41,10 @@ func newTestProxy(t *testing.T, base string) *testProxy {
 	logger := slog.New(slog.NewTextHandler(log, nil))
 
 	p := &testProxy{url: "http://" + listener.Addr().String(), log: log}
-	p.keyProxy = newKeyProxy(&config{keyProxied: true, apiKey: realKey, api: api}, logger)
+	p.credentialProxy = newCredentialProxy(&config{credentials: credentials{proxied: true, key: realKey, api: api}}, logger)
 	p.begin(func(error) {})
 
-	web := newWebServer(p.keyProxy, logger, sixthOfDescriptors)
+	web := newHTTPServer(p.credentialProxy, logger, agentShare)
 	go web.Serve(listener)
 	t.Cleanup(func() { web.Close() })
 	return p
@@ -52,7 +52,7 @@ func newTestProxy(t *testing.T, base string) *testProxy {
 
 // begin lets the next command in, by the same placeholder.
 func (p *testProxy) begin(stop context.CancelCauseFunc) {
-	p.lend(&lease{placeholder: presentPlaceholder, stop: stop})
+	p.allow(&grant{placeholder: presentPlaceholder, stop: stop})
 }
 
 // send is sendOnly with the key's placeholder.
@@ -251,9 +251,9 @@ func TestAHijackedConnectionCountsNoMore(t *testing.T) {
 		http.StateClosed:   0,
 		http.StateHijacked: 0,
 	} {
-		c := &connections{oneIn: thirdOfDescriptors}
-		c.note(connection, http.StateNew)
-		c.note(connection, last)
+		c := &connLimiter{share: clientShare}
+		c.track(connection, http.StateNew)
+		c.track(connection, last)
 		if diff := cmp.Diff(want, c.open.Load()); diff != "" {
 			t.Errorf("open connections when one is %s (-want +got):\n%s", last, diff)
 		}

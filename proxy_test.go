@@ -198,12 +198,12 @@ func TestTheAgentHasAPlaceholderForEachSecretAndTheControlHasThem(t *testing.T) 
 		t.Run("VM_KEY_PROXY="+proxied, func(t *testing.T) {
 			t.Parallel()
 			env := []string{"VM_KEY_PROXY=" + proxied, "ANTHROPIC_BASE_URL=http://127.0.0.1:1"}
-			for _, name := range secrets {
+			for _, name := range credentialVars {
 				env = append(env, name+"=real-"+name)
 			}
 			s := startServer(t, env...)
 			got := "\n" + strings.Join(s.describe("").Env, "\n")
-			for _, name := range secrets {
+			for _, name := range credentialVars {
 				if !strings.Contains(got, "\n"+name+"="+holds) {
 					t.Errorf("the agent's %s is not %s…:\n%s", name, holds, got)
 				}

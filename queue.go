@@ -6,136 +6,111 @@ import (
 	"sync"
 )
 
-// The queue hands out turns, one command at a time, first come, first served.
-// Whoever entered must leave, and must be answered: a shutdown waits for it.
-
-// queue owns who waits, and whether anybody may still enter.
+// queue gives turns to commands: one at a time, first come, first served. It is safe for
+// concurrent use.
 type queue struct {
-	limit int // how many may wait behind the first
+	limit   int           // how many may wait while one has its turn
+	closing chan struct{} // closed by close
+	drained chan struct{} // closed once it is closed and empty
 
-	mu      sync.Mutex     // guards places, and that nobody enters once closing has ended
-	places  []*place       // the first has its turn
-	answers sync.WaitGroup // one for each client that waits for a command's answer
-
-	closing context.Context // ends when nobody may enter any more, with the reason
-	cancel  context.CancelCauseFunc
+	mu      sync.Mutex
+	tickets []*ticket // the first one has its turn
+	closed  error     // why nobody may enter any more; nil while it is open
 }
 
-// place is one command's place. turn and leave are called by one goroutine.
-type place struct {
-	queue *queue
-	moved chan int // how many stand before it, when that has changed; the newest alone
+// ticket is a command's place in the queue.
+type ticket struct {
+	turn  chan struct{}   // closed when its turn comes
+	moved func(ahead int) // reports its position while it waits; must not block
 }
 
 func newQueue(limit int) *queue {
-	q := &queue{limit: limit}
-	q.closing, q.cancel = context.WithCancelCause(context.Background())
-	return q
+	return &queue{
+		limit:   limit,
+		closing: make(chan struct{}),
+		drained: make(chan struct{}),
+	}
 }
 
-// enter takes the last place, or says why there is none.
-func (q *queue) enter() (*place, error) {
+// enter takes the last place. Whoever gets a ticket must call leave.
+func (q *queue) enter(moved func(ahead int)) (*ticket, error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	if q.closing.Err() != nil {
-		return nil, context.Cause(q.closing)
+	if q.closed != nil {
+		return nil, q.closed
 	}
-	if len(q.places) > q.limit {
-		return nil, fail("queue_full",
-			"one command runs and %d wait (VM_QUEUE); try again later", q.limit)
+	if len(q.tickets) > q.limit {
+		return nil, errorf(codeQueueFull,
+			"one command runs and %d wait (VM_QUEUE; without VM_TOKEN none may wait); "+
+				"try again later", q.limit)
 	}
 
-	p := &place{queue: q, moved: make(chan int, 1)}
-	p.moved <- len(q.places)
-	q.places = append(q.places, p)
-	q.answers.Add(1) // under the lock, so that none is added once close has returned
-	return p, nil
+	t := &ticket{turn: make(chan struct{}), moved: moved}
+	q.tickets = append(q.tickets, t)
+	q.notify(len(q.tickets) - 1)
+	return t, nil
 }
 
-// turn returns when it is p's turn, or why it gets none. Until then it calls
-// waiting with how many stand before it, each time that changes.
-func (p *place) turn(ctx context.Context, waiting func(before int)) error {
-	closing := p.queue.closing
-	for {
-		select {
-		case before := <-p.moved:
-			if before == 0 {
-				return context.Cause(closing) // which may have ended just before
-			}
-			waiting(before)
-		case <-closing.Done():
-			return context.Cause(closing)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// leave gives the place up, and tells those behind.
-func (p *place) leave() {
-	q := p.queue
-	q.mu.Lock()
-	defer q.mu.Unlock()
-
-	at := slices.Index(q.places, p)
-	q.places = slices.Delete(q.places, at, at+1)
-
-	for before, behind := range q.places {
-		if before >= at {
-			behind.move(before)
-		}
-	}
-}
-
-// move replaces what p has not read yet. The queue's lock is held, so nobody
-// else fills the channel.
-func (p *place) move(before int) {
+// wait returns nil when it is the ticket's turn, or the reason why it gets none.
+func (q *queue) wait(ctx context.Context, t *ticket) error {
 	select {
-	case <-p.moved:
-	default:
+	case <-t.turn:
+	case <-q.closing:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	p.moved <- before
+	return q.whyClosed() // which may have come at the same moment as the turn
 }
 
-// join counts one more client, who waits for a command that entered. It says false
-// for a command that is over, and so not counted itself, once a shutdown waits.
-func (q *queue) join(isOpen bool) bool {
+// leave gives up the ticket's place.
+func (q *queue) leave(t *ticket) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 
-	if !isOpen && q.closing.Err() != nil {
-		return false
+	i := slices.Index(q.tickets, t)
+	q.tickets = slices.Delete(q.tickets, i, i+1)
+	for ; i < len(q.tickets); i++ {
+		q.notify(i)
 	}
-	q.answers.Add(1)
-	return true
+	if q.closed != nil && len(q.tickets) == 0 {
+		close(q.drained)
+	}
 }
 
-// answered says that a client of a command that entered has its answer.
-func (q *queue) answered() { q.answers.Done() }
+// notify tells a ticket its new position. mu is held.
+func (q *queue) notify(position int) {
+	t := q.tickets[position]
+	if position == 0 {
+		close(t.turn)
+		return
+	}
+	t.moved(position)
+}
 
-// close lets nobody in any more. Those who wait are told why.
-func (q *queue) close(why error) {
+// close lets nobody in any more, and ends every wait. Only the first call counts.
+func (q *queue) close(reason error) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	q.cancel(why)
+
+	if q.closed != nil {
+		return
+	}
+	q.closed = reason
+	close(q.closing)
+	if len(q.tickets) == 0 {
+		close(q.drained)
+	}
 }
 
-// drained is closed once everybody who entered is answered. Call it after close.
-func (q *queue) drained() <-chan struct{} {
-	done := make(chan struct{})
-	go func() {
-		q.answers.Wait()
-		close(done)
-	}()
-	return done
+func (q *queue) whyClosed() error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.closed
 }
-
-// closed says why nobody may enter, nil while it is open.
-func (q *queue) closed() error { return context.Cause(q.closing) }
 
 func (q *queue) length() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.places)
+	return len(q.tickets)
 }

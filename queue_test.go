@@ -11,9 +11,9 @@ import (
 
 func TestCommandsTakeTurnsInOrderAndABoundedNumberWaits(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_QUEUE=3")
+	s := startServer(t, "VM_TOKEN=correct", "VM_QUEUE=3")
 	prompts := s.put("prompts")
-	outcomes := make(chan outcome, 10)
+	outcomes := make(chan reply, 10)
 	leaving, leave := context.WithCancel(context.Background())
 	s.background(context.Background(), "waits-to-go", outcomes)
 	s.queued(0)
@@ -52,8 +52,8 @@ func TestCommandsTakeTurnsInOrderAndABoundedNumberWaits(t *testing.T) {
 // more than half of it.
 func TestTheTimeoutDoesNotCountTheWait(t *testing.T) {
 	t.Parallel()
-	s := startServer(t, "VM_TIMEOUT=20s")
-	outcomes := make(chan outcome, 2)
+	s := startServer(t, "VM_TOKEN=correct", "VM_TIMEOUT=20s")
+	outcomes := make(chan reply, 2)
 	for range cap(outcomes) {
 		s.background(context.Background(), "sleeps 11s", outcomes)
 	}

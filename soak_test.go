@@ -77,7 +77,7 @@ func soakStubborn(t *testing.T, duration time.Duration, random *rand.Rand) {
 
 var soakFaults = []fault{
 	{"killed CLI", func(k *soak) {
-		outcomes := make(chan outcome, 1)
+		outcomes := make(chan reply, 1)
 		k.background(context.Background(), "waits "+k.marks[0], outcomes)
 		_, cli := k.running(k.marks[0])
 		syscall.Kill(cli, syscall.SIGKILL)
@@ -87,7 +87,7 @@ var soakFaults = []fault{
 		k.accepted++
 	}},
 	{"stopped by its key", func(k *soak) {
-		outcomes := make(chan outcome, 2)
+		outcomes := make(chan reply, 2)
 		key := withKey(newMarker())
 		for range cap(outcomes) {
 			k.background(context.Background(), "waits "+k.marks[0], outcomes, key...)
@@ -165,7 +165,7 @@ func soakRestarts(t *testing.T, duration time.Duration, random *rand.Rand) {
 	marker := newMarker()
 	for ; time.Since(begun) < duration; restarts++ {
 		s := startServer(t, "VM_WARM=true", "VM_SHUTDOWN_GRACE=200ms")
-		outcomes := make(chan outcome, 4)
+		outcomes := make(chan reply, 4)
 		running := []string{"sleeps 300ms", "waits " + marker, "ignores-signals " + marker}
 		s.background(context.Background(), running[random.IntN(3)], outcomes)
 		s.queued(0)

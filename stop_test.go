@@ -30,7 +30,7 @@ func TestAStopEndsACommandInEveryPhase(t *testing.T) {
 			want: stopped, result: "still here", session: true},
 		{name: "after the result", command: "answers-and-stays", env: []string{"VM_EXIT_GRACE=20s"},
 			is: hasSpoken("answered"), want: "success", result: "answered", session: true},
-		{name: "in the sweep", command: "hello", env: []string{"TEST_SERVER=held sweep"},
+		{name: "in the sweep", command: "hello", env: []string{"TEST_SERVER=held kill"},
 			is: hasNoChild, want: "success", result: "hello", session: true},
 	}
 	for _, test := range tests {
@@ -40,7 +40,7 @@ func TestAStopEndsACommandInEveryPhase(t *testing.T) {
 			marker := newMarker()
 			command := test.command + " " + marker
 			stream := s.join(t, "a", command)
-			outcomes := make(chan outcome, 1)
+			outcomes := make(chan reply, 1)
 			s.background(context.Background(), command, outcomes, withKey("a")...)
 			heard := make(chan string, 100)
 			go func() {
@@ -101,7 +101,7 @@ func hasNoChild(s *testServer, _ string, _ <-chan string) bool {
 func TestAStopOfAWaitingCommandLetsTheOthersMoveUp(t *testing.T) {
 	t.Parallel()
 	s := startKeyed(t)
-	outcomes := make(chan outcome, 20)
+	outcomes := make(chan reply, 20)
 	s.background(context.Background(), "waits-to-go", outcomes, withKey("running")...)
 	s.queued(0)
 	for i := range 6 {
@@ -154,7 +154,7 @@ func TestAStopEndsAWaitingCLIThatWasTaken(t *testing.T) {
 	}
 	s := startWarmCommand(t, cmd)
 	spare := s.spare()
-	outcomes := make(chan outcome, 1)
+	outcomes := make(chan reply, 1)
 	s.background(context.Background(), "hello", outcomes, withKey("a")...)
 	s.queued(0)
 	if got := s.stopKey("a"); got != 202 {

@@ -145,7 +145,7 @@ func TestAWaitingAgentsGitWorksInItsCommand(t *testing.T) {
 		return strings.Contains(string(said), "403")
 	})
 	a := v.say("bash: git clone -q https://"+g.host+"/team/main.git a && ls -A a && cat hook", "")
-	v.want(a.Result, ".gitmodules", "remote: vm-server serves the agent whose command runs, by its own placeholder")
+	v.want(a.Result, ".gitmodules", "remote: vm-server serves only the agent whose command runs, with its own placeholder")
 }
 
 func TestAWrongGitTokenIsToldInWords(t *testing.T) {

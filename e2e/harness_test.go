@@ -7,6 +7,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net/http/httptest"
 	"os"
@@ -181,7 +182,7 @@ func startFrom(t testing.TB, image, dir string, env ...string) *vm {
 		v.workspace = "/workspace"
 		v.cmd = v.containerCommand(image, env)
 	} else {
-		v.cmd = exec.Command(program)
+		v.cmd = exec.Command(programOf(env))
 		v.cmd.Dir = dir
 		v.cmd.Env = append(append(v.hostEnv(), "VM_WORKSPACE="+v.workspace, "VM_MCP_CONFIG="+root(t)+"/.mcp.json"), env...)
 	}
@@ -189,6 +190,17 @@ func startFrom(t testing.TB, image, dir string, env ...string) *vm {
 	t.Cleanup(v.stop)
 	v.listens()
 	return v
+}
+
+// programOf is the vm-server to start: a mutant that env names, or the program.
+func programOf(env []string) string {
+	path := program
+	for _, entry := range env {
+		if name, isNamed := strings.CutPrefix(entry, "E2E_PROGRAM="); isNamed {
+			path = name
+		}
+	}
+	return path
 }
 
 // launch starts the server's command.
@@ -284,4 +296,27 @@ func eventually(t testing.TB, what string, condition func() bool, why func() str
 			t.Fatalf("it never came that %s; %s", what, why())
 		}
 	}
+}
+
+// mutant builds the program with a text of one of its files replaced, for negative
+// controls: a mechanism is off, and the same look must find what it prevents.
+func mutant(t testing.TB, file, text, replacement string) (path string) {
+	t.Helper()
+	source := read(t, file)
+	if strings.Count(source, text) != 1 {
+		t.Fatalf("%s has %q %d times, so the control is of no use any more", file, text, strings.Count(source, text))
+	}
+	dir := t.TempDir()
+	changed := strings.Replace(source, text, replacement, 1)
+	overlay := fmt.Sprintf(`{"Replace": {%q: %q}}`, root(t)+"/"+file, dir+"/"+file)
+	err := errors.Join(os.WriteFile(dir+"/"+file, []byte(changed), 0o644), os.WriteFile(dir+"/overlay.json", []byte(overlay), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-trimpath", "-overlay", dir+"/overlay.json", "-o", dir+"/vm-server", ".")
+	build.Dir, build.Env = root(t), append(os.Environ(), "CGO_ENABLED=0")
+	if output, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, output)
+	}
+	return dir + "/vm-server"
 }

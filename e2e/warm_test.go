@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -134,6 +136,15 @@ func TestASpareKilledWhileIdleCostsNoAnswer(t *testing.T) {
 	} else if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
+	v.eventually("the server sees it", func() bool {
+		response, err := http.Get(v.url + "/healthz")
+		if err != nil {
+			return false
+		}
+		defer response.Body.Close()
+		state, _ := io.ReadAll(response.Body)
+		return strings.Contains(string(state), "signal: killed")
+	})
 	a, body, err := v.post(context.Background(), "hello", "")
 	if err != nil || a.Status != "success" || a.Result != "hello" {
 		t.Errorf("%v %s", err, body)

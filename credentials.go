@@ -1,0 +1,185 @@
+package main
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"math"
+	"net"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// credentialVars are the variables of the model's credentials.
+var credentialVars = []string{
+	"ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "CLAUDE_CODE_OAUTH_TOKEN",
+}
+
+// cloudVars make the CLI use an API with credentials of its own (measured).
+var cloudVars = []string{
+	"CLAUDE_CODE_USE_BEDROCK", "CLAUDE_CODE_USE_VERTEX", "CLAUDE_CODE_USE_FOUNDRY",
+	"CLAUDE_CODE_USE_MANTLE", "CLAUDE_CODE_USE_ANTHROPIC_AWS",
+	"CLAUDE_CODE_USE_ANTHROPIC_GOOGLE_CLOUD",
+}
+
+// credentials are those for the model's API. With VM_KEY_PROXY the agent gets none of them,
+// but a placeholder for each, which the credential proxy replaces.
+type credentials struct {
+	api    *url.URL // it may contain a login, so print its Host only
+	key    string
+	bearer string // a subscription's or a gateway's token; the CLI may send both (measured)
+
+	withheld bool // the agent does not get them
+	proxied  bool // the agent uses them through the proxy
+}
+
+// loadCredentials reads them, and warns of those that the agent can read.
+func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credentials, error) {
+	api, err := parseBaseURL()
+	if err != nil {
+		return credentials{}, err
+	}
+	for _, name := range credentialVars {
+		if strings.ContainsFunc(os.Getenv(name), unicode.IsControl) {
+			return credentials{}, fmt.Errorf(
+				"cannot use %s: it contains a control character; put it on one line", name)
+		}
+	}
+
+	c := credentials{
+		api: api,
+		key: os.Getenv("ANTHROPIC_API_KEY"),
+		// The CLI prefers a gateway's token to a subscription's (measured).
+		bearer:   cmp.Or(os.Getenv("ANTHROPIC_AUTH_TOKEN"), os.Getenv("CLAUDE_CODE_OAUTH_TOKEN")),
+		withheld: withhold,
+	}
+	hasSecret := c.key != "" || c.bearer != "" || c.api.User != nil
+	// With these the CLI uses neither a key nor ANTHROPIC_BASE_URL (measured).
+	usesCloud := isTruthy("CLAUDE_CODE_USE_BEDROCK") || isTruthy("CLAUDE_CODE_USE_VERTEX")
+	c.proxied = withhold && hasSecret && !usesCloud
+
+	exposed := c.exposed()
+	for _, name := range exposed {
+		log.Warn("the agent can read these credentials: a cloud's can't be kept from it, "+
+			"others are with VM_KEY_PROXY on", "variable", name)
+	}
+	_, err = os.Stat(agent.configDir + "/.credentials.json")
+	mayHaveLogin := !errors.Is(err, fs.ErrNotExist) // the server may not be able to look
+	if !hasSecret && len(exposed) == 0 && !mayHaveLogin {
+		log.Warn("no credentials are set: commands fail, " +
+			"unless Claude Code's settings have another way to them; " +
+			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
+	}
+	return c, nil
+}
+
+// parseBaseURL reads where the API is. Its error quotes nothing, because the URL may
+// contain a login.
+func parseBaseURL() (*url.URL, error) {
+	api, err := url.Parse(cmp.Or(os.Getenv("ANTHROPIC_BASE_URL"), "https://api.anthropic.com"))
+	if err == nil {
+		_, err = net.LookupPort("tcp", api.Port())
+	}
+	if err != nil || api.Hostname() == "" || api.Scheme != "https" && api.Scheme != "http" {
+		return nil, errors.New("cannot use ANTHROPIC_BASE_URL: " +
+			"give a URL such as https://api.anthropic.com")
+	}
+	return api, nil
+}
+
+// exposed returns the variables whose credentials the agent can read.
+func (c *credentials) exposed() (names []string) {
+	for _, name := range cloudVars {
+		if isTruthy(name) {
+			names = append(names, name)
+		}
+	}
+	if c.withheld {
+		return names
+	}
+	for _, name := range credentialVars {
+		if os.Getenv(name) != "" {
+			names = append(names, name)
+		}
+	}
+	if c.api.User != nil {
+		names = append(names, "ANTHROPIC_BASE_URL")
+	}
+	return names
+}
+
+// isTruthy reads a switch as the CLI does (measured).
+func isTruthy(name string) bool {
+	switch strings.ToLower(os.Getenv(name)) {
+	case "1", "true", "yes", "on":
+		return true
+	default:
+		return false
+	}
+}
+
+// hasLoginOnly reports whether the login of ANTHROPIC_BASE_URL is the only secret. The CLI
+// sends such a login beside a key, never without one (measured), so the agent then asks
+// the proxy with a token.
+func (c *credentials) hasLoginOnly() bool {
+	return c.api.User != nil && c.key == "" && c.bearer == ""
+}
+
+// agentEnvironment is the agent's whole environment: the server's without its own
+// configuration, which contains the token, and without the credentials that are withheld.
+// The placeholder stands for these. Of a variable that occurs twice the last one counts.
+func agentEnvironment(cfg *config, proxyURL, placeholder string) []string {
+	c := &cfg.credentials
+	env := []string{} // os/exec takes nil for the server's whole environment
+	for _, entry := range os.Environ() {
+		name, value, _ := strings.Cut(entry, "=")
+		isCredential := slices.Contains(credentialVars, name)
+		isLogin := name == "ANTHROPIC_BASE_URL" && c.withheld && c.api.User != nil
+		switch {
+		case strings.HasPrefix(name, "VM_"), isLogin:
+		case !isCredential || !c.withheld:
+			env = append(env, entry)
+		case c.proxied && value != "":
+			env = append(env, name+"="+placeholder)
+		}
+	}
+
+	if cfg.User != "" {
+		u := cfg.agent
+		env = append(env, "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name)
+	}
+	if c.proxied {
+		env = append(env, "ANTHROPIC_BASE_URL="+proxyURL)
+		if c.hasLoginOnly() {
+			env = append(env, "ANTHROPIC_AUTH_TOKEN="+placeholder)
+		}
+		// Or an HTTPS_PROXY would get the prompts that are for the loopback.
+		for _, name := range []string{"NO_PROXY", "no_proxy"} {
+			env = append(env, name+"=127.0.0.1,"+os.Getenv(name))
+		}
+	}
+	if cfg.GitToken != "" {
+		env = append(env, gitEnvironment(cfg.GitHost, proxyURL, placeholder)...)
+	}
+	return append(env, bashLimits(cfg.Timeout)...)
+}
+
+// bashLimits lets one command of the Bash tool take nearly as long as the whole command.
+// By its own default the CLI moves one to the background after two minutes and ends its
+// turn (measured), which loses what it would print. What the operator set stays.
+func bashLimits(timeout time.Duration) (env []string) {
+	limit := timeout - min(10*time.Second, timeout/10) // leaves time to report it
+	milliseconds := max(1, min(limit.Milliseconds(), math.MaxInt32))
+	for _, name := range []string{"BASH_DEFAULT_TIMEOUT_MS", "BASH_MAX_TIMEOUT_MS"} {
+		if os.Getenv(name) == "" {
+			env = append(env, fmt.Sprintf("%s=%d", name, milliseconds))
+		}
+	}
+	return env
+}

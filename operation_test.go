@@ -1,0 +1,248 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// streamReader reads an event stream, event by event.
+type streamReader struct {
+	t  *testing.T
+	in *bufio.Reader
+}
+
+// join sends a command with a key, as a client of events.
+func (s *testServer) join(t *testing.T, key, command string) streamReader {
+	t.Helper()
+	body := fmt.Sprintf(`{"command":%q}`, command)
+	request, err := http.NewRequest("POST", s.url+"/command", strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := slices.Concat(s.authorization(), asJSON, asStream, withKey(key))
+	for i := 0; i < len(header); i += 2 {
+		request.Header.Set(header[i], header[i+1])
+	}
+	response, err := unbuffered().Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { response.Body.Close() })
+	return streamReader{t, bufio.NewReader(response.Body)}
+}
+
+// next returns the next event in short: its name and what its data says.
+func (r streamReader) next() string {
+	r.t.Helper()
+	for {
+		text, err := r.in.ReadString('\n')
+		if err != nil {
+			return err.Error()
+		}
+		name, isEvent := strings.CutPrefix(text, "event: ")
+		if !isEvent {
+			continue
+		}
+		data, _ := r.in.ReadString('\n')
+		return inWords(strings.TrimSpace(name), strings.TrimPrefix(data, "data: "))
+	}
+}
+
+// rest returns what is left.
+func (r streamReader) rest() (events []string) {
+	for {
+		e := r.next()
+		if e == io.EOF.Error() {
+			return events
+		}
+		events = append(events, e)
+	}
+}
+
+// inWords is what distinguishes an event of these tests.
+func inWords(name, data string) string {
+	switch {
+	case name == "queued":
+		return "queued " + strings.TrimSpace(data)
+	case strings.Contains(data, `"init"`):
+		return "init"
+	case name == "agent":
+		m := parseLine([]byte(data))
+		return m.Type + " " + m.text() + m.Result
+	default:
+		var status string
+		fmt.Sscanf(data, `{"status":%q`, &status)
+		return name + " " + status
+	}
+}
+
+// The last of these behaviours' words, which every client of events hears.
+var lastWords = []string{
+	"assistant a subagent's words are not the agent's", "assistant subagent",
+	"assistant waits-to-go", "result waits-to-go", "response success",
+}
+
+func TestAStreamThatJoinsIsAsIfItHadBeenThere(t *testing.T) {
+	t.Parallel()
+	s := startKeyed(t, "VM_HEARTBEAT=50ms")
+	first := s.join(t, "a", "waits-to-go")
+	if diff := cmp.Diff("init", first.next()); diff != "" {
+		t.Errorf("the first event (-want +got):\n%s", diff)
+	}
+	waiting := s.join(t, "b", "hello")
+	if diff := cmp.Diff(`queued {"position":1}`, waiting.next()); diff != "" {
+		t.Errorf("while it waits (-want +got):\n%s", diff)
+	}
+	again := s.join(t, "b", "hello")
+	if diff := cmp.Diff(`queued {"position":1}`, again.next()); diff != "" {
+		t.Errorf("who joins while it waits (-want +got):\n%s", diff)
+	}
+	second := s.join(t, "a", "waits-to-go")
+	if diff := cmp.Diff("init", second.next()); diff != "" {
+		t.Errorf("who joins while it runs (-want +got):\n%s", diff)
+	}
+	s.put("go")
+
+	if diff := cmp.Diff(lastWords, second.rest()); diff != "" {
+		t.Errorf("the newest (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(lastWords, first.rest()); diff != "" {
+		t.Errorf("the one before it (-want +got):\n%s", diff)
+	}
+	heard := again.rest()
+	if len(heard) < 5 || heard[0] != "init" || heard[len(heard)-1] != "response success" {
+		t.Errorf("who joined while it waited heard %q", heard)
+	}
+	if diff := cmp.Diff([]string{"response success"}, s.join(t, "a", "waits-to-go").rest()); diff != "" {
+		t.Errorf("who comes afterwards (-want +got):\n%s", diff)
+	}
+}
+
+// numbers are the events of an operation that a subscriber takes now, by their data.
+func (s *subscriber) numbers() (list []string) {
+	for {
+		e, _ := s.take()
+		if e == nil {
+			return list
+		}
+		list = append(list, e.name+" "+string(e.data[:min(len(e.data), 20)]))
+	}
+}
+
+func TestASubscriberGetsTheLastInitThenRecentEventsThenWhatFollows(t *testing.T) {
+	t.Parallel()
+	o := newOperation(context.Background(), &request{}, "")
+	first := o.subscribe()
+	o.publishPosition(2)
+	o.publishPosition(1)
+	second := o.subscribe()
+	o.publish(&event{name: "agent", data: []byte("hook")})
+	o.publish(&event{name: "agent", data: []byte("init"), isInit: true})
+	o.publish(&event{name: "agent", data: []byte("word")})
+	third := o.subscribe()
+	o.publish(&event{name: "agent", data: []byte("last")})
+
+	const two, one = `queued {"position":2}`, `queued {"position":1}`
+	for _, test := range []struct {
+		name       string
+		subscriber *subscriber
+		want       []string
+	}{
+		{"from the beginning", first, []string{two, one, "agent hook", "agent init", "agent word", "agent last"}},
+		{"while it waits", second, []string{one, "agent hook", "agent init", "agent word", "agent last"}},
+		{"after its turn began", third, []string{"agent init", "agent hook", "agent word", "agent last"}},
+		{"after all of that", o.subscribe(), []string{"agent init", "agent hook", "agent word", "agent last"}},
+		{"when nothing came since", first, nil},
+	} {
+		if diff := cmp.Diff(test.want, test.subscriber.numbers()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.name, diff)
+		}
+	}
+}
+
+// Whatever it does not take, the command goes on, and its response comes in the end.
+func TestASubscriberThatFallsBehindSkipsEventsAndNeverTheResponse(t *testing.T) {
+	t.Parallel()
+	o := newOperation(context.Background(), &request{}, "")
+	slow := o.subscribe()
+	o.publish(&event{name: "agent", data: []byte("first")})
+	const count = 100
+	for i := range count {
+		data := fmt.Appendf(nil, "%d %s", i, strings.Repeat("x", maxRecent/10))
+		o.publish(&event{name: "agent", data: data})
+	}
+	got := slow.numbers()
+	if len(got) == 0 || len(got) > 10 || !strings.HasPrefix(got[len(got)-1], "agent 99 ") {
+		t.Errorf("it takes %q", got)
+	}
+
+	o.finish([]byte("{}"))
+	w := httptest.NewRecorder()
+	if err := sendEvents(w, o, 0, nil); err != nil {
+		t.Error(err)
+	}
+	_, end, _ := strings.Cut(w.Body.String(), "event: response\n")
+	if diff := cmp.Diff("data: {}\n\n", end); diff != "" {
+		t.Errorf("the response (-want +got):\n%s", diff)
+	}
+}
+
+// A stream that nobody reads holds up neither its agent nor the next command, with a key
+// or without one.
+func TestAStreamThatNobodyReadsDelaysNobody(t *testing.T) {
+	t.Parallel()
+	for _, key := range []string{"", "a"} {
+		s := startKeyed(t, "VM_TIMEOUT=5m")
+		header := slices.Concat(asStream, []string{"Authorization", "Bearer correct"})
+		if key != "" {
+			header = slices.Concat(header, withKey(key))
+		}
+		s.unread(t, "emits 100000", header...) // 100 MB, more than the kernel's buffers hold
+		s.queued(0)
+		if got := s.ask("hello"); got.Status != "success" { // which waits for its turn
+			t.Errorf("with the key %q the next command is answered %+v", key, got)
+		}
+		if got := s.prompts(); len(got) != 3 { // three words
+			t.Errorf("what ran is %q", got)
+		}
+	}
+}
+
+// unread sends a command, and reads nothing of its answer.
+func (s *testServer) unread(t *testing.T, command string, header ...string) {
+	t.Helper()
+	body := fmt.Sprintf(`{"command":%q}`, command)
+	lines := ""
+	for i := 0; i < len(header); i += 2 {
+		lines += header[i] + ": " + header[i+1] + "\r\n"
+	}
+	fmt.Fprintf(s.dial(t), "POST /command HTTP/1.1\r\nHost: localhost\r\n"+
+		"Content-Type: application/json\r\n%sContent-Length: %d\r\n\r\n%s", lines, len(body), body)
+}
+
+// The answer of a client that does not read is dropped with its connection.
+func TestAClientThatDoesNotReadDelaysNoShutdown(t *testing.T) {
+	t.Parallel()
+	s := startKeyed(t, "VM_SHUTDOWN_GRACE=1s")
+	s.unread(t, "emits 100000", slices.Concat(asStream, []string{"Authorization", "Bearer correct"})...)
+	s.logged("msg=command")
+	begin := time.Now()
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	if err := s.wait(); err != nil {
+		t.Errorf("exit: %v", err)
+	}
+	if took := time.Since(begin); took < 5*time.Second {
+		t.Errorf("the client was given %s, so it had read its answer", took)
+	}
+}

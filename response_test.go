@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestAcceptIsReadAsHTTPMeansIt(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		accept   string
+		isStream bool
+	}{
+		{"", false},
+		{"*/*", false},
+		{"text/event-stream", true},
+		{"Text/Event-Stream", true},
+		{"application/json, text/event-stream", true},
+		{"text/event-stream;q=0", false},
+		{"application/json, text/event-stream;q=0.5", false},
+		{"application/json;q=0.5, text/event-stream", true},
+		{"text/event-streams", false},
+	}
+	for _, test := range tests {
+		response := make(chan string, 1)
+		response <- "{}"
+		w := httptest.NewRecorder()
+		replyTo(w, test.accept, 0, response)
+		if got := strings.HasPrefix(w.Body.String(), "event:"); got != test.isStream {
+			t.Errorf("Accept: %s is answered with a stream: %v", test.accept, got)
+		}
+	}
+}
+
+func TestAStreamTellsThePlacesTheLinesAndTheAnswer(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct", "VM_HEARTBEAT=50ms")
+	outcomes := make(chan reply, 3)
+	s.background(context.Background(), "waits-to-go", outcomes)
+	s.queued(0)
+	s.background(context.Background(), "sleeps 2s", outcomes)
+	s.queued(1)
+	s.background(context.Background(), "streamed", outcomes, "Accept", "text/event-stream")
+	s.queued(2)
+	s.put("go")
+	var o reply
+	for o.name != "streamed" {
+		o = <-outcomes
+	}
+	var got []string
+	beats := 0
+	for event := range strings.SplitSeq(strings.TrimSuffix(o.body, "\n\n"), "\n\n") {
+		name, data, _ := strings.Cut(event, "\n")
+		data = strings.TrimPrefix(data, "data: ")
+		var fields struct{ Type, Result string }
+		json.Unmarshal([]byte(data), &fields)
+		switch name {
+		case ":":
+			beats++
+		case "event: agent":
+			got = append(got, fields.Type)
+		case "event: response":
+			got = append(got, "response "+fields.Result)
+		default:
+			got = append(got, name+" "+data)
+		}
+	}
+	want := []string{`event: queued {"position":2}`, `event: queued {"position":1}`,
+		"system", "assistant", "assistant", "assistant", "result", "response streamed"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+	if beats < 5 {
+		t.Errorf("%d heartbeats", beats)
+	}
+}
+
+func TestACarriageReturnForgesNoEvent(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	_, body, err := s.post(context.Background(), "forges-an-event", "Accept", "text/event-stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(body, `"forged"`) {
+		t.Errorf("the line did not come through at all: %q", body)
+	}
+	if strings.Contains(body, "\r") { // which ends a line of a stream, as a newline does
+		t.Errorf("a forged event: %q", body)
+	}
+}
+
+func TestHeartbeatsKeepAWaitingClient(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct", "VM_HEARTBEAT=100ms")
+	outcomes := make(chan reply, 2)
+	s.background(context.Background(), "sleeps 2s", outcomes) // beats while it runs
+	s.queued(0)
+	s.background(context.Background(), "second", outcomes) // beats while it waits
+	for range 2 {
+		o := <-outcomes
+		if beats := len(o.body) - len(strings.TrimLeft(o.body, "\n")); beats < 3 {
+			t.Errorf("%s: %d heartbeats", o.name, beats)
+		}
+		if o.answer.Status != "success" {
+			t.Errorf("%s: not valid JSON with its heartbeats: %q", o.name, o.body)
+		}
+	}
+	none := startServer(t, "VM_HEARTBEAT=0") // the control
+	none.background(context.Background(), "sleeps 300ms", outcomes)
+	if o := <-outcomes; !strings.HasPrefix(o.body, "{") {
+		t.Errorf("with VM_HEARTBEAT=0: %q", o.body)
+	}
+}
+
+// slowWriter takes a time for each write.
+type slowWriter struct {
+	*httptest.ResponseRecorder
+	pause time.Duration
+}
+
+func (w slowWriter) Write(p []byte) (int, error) {
+	time.Sleep(w.pause)
+	return w.ResponseRecorder.Write(p)
+}
+
+// A write takes longer than a heartbeat here, so that after each, and after the
+// response too, the next one is due.
+func TestHeartbeatsComeBeforeTheResponseAndNothingAfterIt(t *testing.T) {
+	t.Parallel()
+	for _, form := range []struct{ accept, beat, end string }{
+		{"application/json", "\n", "{}\n"},
+		{"text/event-stream", ":\n\n", "event: response\ndata: {}\n\n"},
+	} {
+		t.Run(form.accept, func(t *testing.T) {
+			for range 100 { // as what is taken first is random
+				synctest.Test(t, func(t *testing.T) {
+					response := make(chan string)
+					go func() {
+						time.Sleep(20 * time.Second)
+						response <- "{}"
+					}()
+					w := slowWriter{httptest.NewRecorder(), 1500 * time.Millisecond}
+					replyTo(w, form.accept, time.Second, response)
+					got := w.Body.String()
+					beats, complete := strings.CutSuffix(got, form.end)
+					if !complete || strings.ReplaceAll(beats, form.beat, "") != "" {
+						t.Errorf("%q is not heartbeats and %q", got, form.end)
+					}
+					if count := len(beats) / len(form.beat); count < 10 {
+						t.Errorf("%d heartbeats", count)
+					}
+				})
+			}
+		})
+	}
+}

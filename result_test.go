@@ -1,0 +1,89 @@
+package main
+
+import (
+	"encoding/json"
+	"math"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestAnAnswerIsWrittenForPrograms(t *testing.T) {
+	t.Parallel()
+	tests := []struct{ name, line, want string }{
+		{"a cost is no sum of floats", `{"type":"result","total_cost_usd":0.0012000000000000001}`,
+			`"cost_usd":0.0012,`},
+		{"a cost that can't be rounded stays", `{"type":"result","total_cost_usd":1e300}`,
+			`"cost_usd":1e+300,`},
+		{"so does one below nothing", `{"type":"result","total_cost_usd":-1e300}`,
+			`"cost_usd":-1e+300,`},
+		{"a number that is none of Go's counts as absent", `{"type":"result","total_cost_usd":1e400}`,
+			`"cost_usd":0,`},
+		{"markup stays as it is", `{"type":"result","result":"<b>&</b>"}`, `"result":"<b>&</b>"`},
+		{"an error without a word gets one", `{"type":"result","is_error":true}`,
+			`"message":"Claude Code reports an error without a description"`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got := string(judgeLines([][]byte{[]byte(test.line)}).encode())
+			if !strings.Contains(got, test.want) {
+				t.Errorf("%s is not in %s", test.want, got)
+			}
+		})
+	}
+}
+
+// No number of the CLI's leads there any more; an answer that can't be encoded would be
+// none at all.
+func TestAnAnswerThatCannotBeEncodedIsAFailureThatCan(t *testing.T) {
+	t.Parallel()
+	var got answer
+	text := answer{Status: "success", SessionID: testSession, CostUSD: math.Inf(1)}.encode()
+	if err := json.Unmarshal(text, &got); err != nil {
+		t.Fatalf("%v: %q", err, text)
+	}
+	if diff := cmp.Diff("failed agent_crashed", inShort(got)); diff != "" {
+		t.Errorf("answer (-want +got):\n%s", diff)
+	}
+	if got.SessionID != testSession || !strings.Contains(got.Error.Message, "cannot encode") {
+		t.Errorf("%s", text)
+	}
+}
+
+// It was answered 200 with an empty body, and so was each replay.
+func TestANumberWithoutAnEndIsAnsweredAndReplayed(t *testing.T) {
+	t.Parallel()
+	const line = `prints {"type":"result","result":"dear","total_cost_usd":1e300}`
+	s := startKeyed(t)
+	for _, replayed := range []string{"", "true"} {
+		response, body := s.askWithKey("a", line)
+		if got := response.Header.Get("Idempotency-Replayed"); got != replayed {
+			t.Errorf("Idempotency-Replayed is %q, want %q", got, replayed)
+		}
+		var got answer
+		if err := json.Unmarshal([]byte(body), &got); err != nil {
+			t.Fatalf("%v: %q", err, body)
+		}
+		if diff := cmp.Diff("success", inShort(got)); diff != "" || got.Result != "dear" {
+			t.Errorf("answer (-want +got):\n%s%s", diff, body)
+		}
+	}
+}
+
+// A line may name millions of something. What is kept of it is bounded.
+func TestALineOfAMillionThingsIsDecodedInPart(t *testing.T) {
+	t.Parallel()
+	for _, form := range []string{
+		`{"type":"system","subtype":"init","mcp_servers":[MANY]}`,
+		`{"type":"assistant","message":{"content":[MANY]}}`,
+		`{"type":"result","errors":[MANY]}`,
+	} {
+		line := strings.Replace(form, "MANY", strings.Repeat("{},", 1_000_000)+"{}", 1)
+		m := parseLine([]byte(line))
+		got := len(m.MCPServers) + len(m.Message.Content) + len(m.Errors)
+		if got != maxElements {
+			t.Errorf("%d of a million are kept of %s", got, form)
+		}
+	}
+}

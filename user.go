@@ -1,0 +1,103 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"log/slog"
+	"math"
+	"os"
+	"os/user"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// agentUser is the user that the agent runs as.
+type agentUser struct {
+	credential *syscall.Credential // nil for the server's own user
+	name       string              // "" for the server's own user
+	home       string
+	configDir  string // of Claude Code's own settings
+}
+
+// resolveUser finds the user that VM_USER names: the server's own one if it is empty.
+func resolveUser(name string, log *slog.Logger) (u agentUser, err error) {
+	isRoot := os.Geteuid() == 0
+	if name == "" {
+		u.home = os.Getenv("HOME")
+	} else {
+		u, err = lookupUser(name)
+		if err != nil {
+			return u, fmt.Errorf("cannot use VM_USER=%q: %w; "+
+				"name a user of this machine, or give uid:gid", name, err)
+		}
+		isRoot = u.credential.Uid == 0
+	}
+	u.configDir = cmp.Or(os.Getenv("CLAUDE_CONFIG_DIR"), u.home+"/.claude")
+
+	if isRoot && os.Getenv("IS_SANDBOX") != "1" {
+		log.Warn("the agent would be root, which Claude Code refuses: " +
+			"set VM_USER to another user (or IS_SANDBOX=1 where a container is the sandbox)")
+	}
+	if name == "" || os.Geteuid() == 0 {
+		return u, nil
+	}
+
+	// An ordinary server can only be that user already.
+	isPair := strings.Contains(name, ":")
+	hasGroup := !isPair || os.Getegid() == int(u.credential.Gid)
+	if os.Geteuid() != int(u.credential.Uid) || !hasGroup {
+		return u, fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; "+
+			"start it as root or as that user and group, or unset VM_USER", name)
+	}
+	u.credential = nil
+	log.Warn("server and agent are the same user: the agent can stop the server; " +
+		"start the server as root to keep them apart")
+	return u, nil
+}
+
+// lookupUser finds a name's account. A pair uid:gid needs none: its home is /home/UID and
+// its only group gid. If the uid has an account, that gives its name and further groups.
+func lookupUser(name string) (agentUser, error) {
+	uid, gid, isPair := strings.Cut(name, ":")
+	if !isPair {
+		account, err := user.Lookup(name)
+		if err != nil {
+			return agentUser{}, err
+		}
+		groups, err := account.GroupIds()
+		if err != nil {
+			return agentUser{}, err
+		}
+		credential, err := parseCredential(account.Uid, account.Gid, groups)
+		return agentUser{credential: credential, name: name, home: account.HomeDir}, err
+	}
+
+	u := agentUser{name: uid, home: "/home/" + uid}
+	var groups []string
+	account, unknown := user.LookupId(uid)
+	if unknown == nil {
+		var err error
+		groups, err = account.GroupIds()
+		if err != nil {
+			return u, err
+		}
+		u.name = account.Username
+	}
+	var err error
+	u.credential, err = parseCredential(uid, gid, groups)
+	return u, err
+}
+
+func parseCredential(uid, gid string, groups []string) (*syscall.Credential, error) {
+	const invalidID = math.MaxUint32 // the kernel takes it for no id at all
+	var ids []uint32
+	for _, text := range append([]string{uid, gid}, groups...) {
+		id, err := strconv.ParseUint(text, 10, 32)
+		if err != nil || id == invalidID {
+			return nil, fmt.Errorf("%q is not an id", text)
+		}
+		ids = append(ids, uint32(id))
+	}
+	return &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}, nil
+}
