@@ -410,3 +410,78 @@ func closedFolders(dockerfile string) (folders []string) {
 	}
 	return folders
 }
+
+// main.go names each file, first those of the core, in reading order, and how long the
+// core is.
+func TestMainNamesTheCoreAndEveryOtherFile(t *testing.T) {
+	t.Parallel()
+	source := readFile(t, "main.go")
+	comment, _, _ := strings.Cut(source, "\npackage main")
+	coreText, _, found := strings.Cut(comment, "A mistake in any other file")
+	if !found {
+		t.Fatal("main.go does not end the list of the core")
+	}
+	goFile := regexp.MustCompile(`\b[a-z_]+\.go\b`)
+	stated := regexp.MustCompile(`about ([0-9,]+) lines`).FindStringSubmatch(strings.ReplaceAll(coreText, "\n// ", " "))
+	if stated == nil {
+		t.Fatal("main.go does not state the lines of the core")
+	}
+	limit, _ := strconv.Atoi(strings.ReplaceAll(stated[1], ",", ""))
+	core, lines := "", 0
+	for _, name := range goFile.FindAllString(coreText, -1) {
+		text := readFile(t, name)
+		core += text
+		lines += strings.Count(text, "\n")
+	}
+	if lines > limit+limit/20 || lines < limit-limit/20 {
+		t.Errorf("the core has %d lines, main.go states %d", lines, limit)
+	}
+
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]int{}
+	for _, name := range files {
+		if !strings.HasSuffix(name, "_test.go") {
+			want[name] = 1
+		}
+	}
+	got := map[string]int{}
+	for _, name := range goFile.FindAllString(comment, -1) {
+		got[name]++
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("how often main.go names each file (-want +got):\n%s", diff)
+	}
+
+	// The promises about who may ask, one true answer, and nothing left behind.
+	security := readFile(t, "SECURITY.md")
+	for _, promise := range []string{
+		"no command without the token", "no web page can send a command", "one command at a time",
+		"a key is no way around", "a command with a key runs at most once", "a client that does not read delays nobody",
+		"no process outlives its command", "if one can't be killed",
+	} {
+		row := regexp.MustCompile(`(?m)^\| ` + promise + `[^|]*\|([^|]*)\|`).FindStringSubmatch(security)
+		if row == nil {
+			t.Errorf("SECURITY.md has no promise %q", promise)
+			continue
+		}
+		for _, keeper := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
+			name := keeper[1][strings.LastIndex(keeper[1], ".")+1:]
+			isDefined := regexp.MustCompile(`(?m)^(type ` + name + ` |func (\([^)]*\) )?` + name + `\()`).MatchString(core)
+			if !isDefined && name != "hardenProcess" { // a system call, which main.go makes
+				t.Errorf("%q is kept by %s, which no file of the core defines", promise, keeper[1])
+			}
+		}
+	}
+}
+
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}

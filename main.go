@@ -1,8 +1,8 @@
 // vm-server answers POST /command by running Claude Code, and leaves no process behind.
 // README.md tells how to use it.
 //
-// The core keeps the hard promises: nothing is left behind, every command gets one true
-// answer, and only those who may ask are answered. In reading order:
+// The core, about 1,700 lines, keeps the hard promises: nothing is left behind, every
+// command gets one true answer, and only those who may ask are answered. In reading order:
 //
 //	main.go       starts the parts, and stops them
 //	auth.go       who may send requests
@@ -248,15 +248,11 @@ func (s *server) addProxy(actors *group.Group) error {
 	return nil
 }
 
-// reapDelay lets children that end together be reaped together, and a command whose agent
-// has just ended be answered first.
-const reapDelay = 5 * time.Millisecond
-
 // addReaper reaps whenever a child ends, and looks after the waiting agent.
 func (s *server) addReaper(actors *group.Group) {
 	ctx, cancel := context.WithCancel(context.Background())
 	loop := func() error {
-		ended := make(chan os.Signal, 1) // one is enough, as reap looks at all children
+		ended := make(chan os.Signal, 1) // one is enough, as reapAll looks at all children
 		signal.Notify(ended, syscall.SIGCHLD)
 		defer signal.Stop(ended)
 		tick := time.Tick(500 * time.Millisecond)
@@ -266,8 +262,7 @@ func (s *server) addReaper(actors *group.Group) {
 		for {
 			select {
 			case <-ended:
-				time.Sleep(reapDelay)
-				s.reaper.reap()
+				s.reaper.reapAll()
 			case <-tick:
 				s.standby.maintain()
 			case <-minute:

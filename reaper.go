@@ -71,48 +71,42 @@ func (r *reaper) wait(cmd *exec.Cmd) {
 	r.agent = 0
 }
 
-// reap reaps children that have ended, up to a batch. It reports whether there is no child
-// at all, not even a running one.
+// reap reaps children that have ended, up to a batch, and never the agent. It reports
+// whether there is no child at all, not even a running one: the kernel's ECHILD.
 func (r *reaper) reap() (reaped int, none bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	if r.agent != 0 { // wait4(-1) could take its status
-		for _, pid := range listOrphans() {
-			if pid != r.agent && r.reapOne(pid) == nil {
-				reaped++
-			}
-		}
-		return reaped, false
-	}
-	for reaped < reapBatch {
-		err := r.reapOne(-1)
+	for range reapBatch {
+		pid, err := peekExited()
 		if err != nil {
 			return reaped, err == syscall.ECHILD
 		}
+		isRunning := pid == 0
+		if isRunning || pid == r.agent { // whose status os/exec takes at once
+			return reaped, false
+		}
+
+		var status syscall.WaitStatus
+		_, err = syscall.Wait4(pid, &status, syscall.WNOHANG|waitAll, nil)
+		if err != nil {
+			continue // such as EINTR
+		}
 		reaped++
+		if status.Signaled() && status.Signal() == syscall.SIGKILL {
+			r.killed++
+		}
 	}
 	return reaped, false
 }
 
-// reapOne reaps one child, or any for -1. It returns EAGAIN if that still runs, and ECHILD
-// if there is none. mu is held.
-func (r *reaper) reapOne(pid int) error {
+// reapAll reaps all children that have ended.
+func (r *reaper) reapAll() {
 	for {
-		var status syscall.WaitStatus
-		found, err := syscall.Wait4(pid, &status, syscall.WNOHANG|waitAll, nil)
-		switch {
-		case err == syscall.EINTR, err == nil && found > 0 && status.Stopped(): // ptrace(2)
-			continue
-		case err != nil:
-			return err
-		case found == 0:
-			return syscall.EAGAIN
+		reaped, _ := r.reap()
+		if reaped < reapBatch {
+			return
 		}
-		if status.Signaled() && status.Signal() == syscall.SIGKILL {
-			r.killed++
-		}
-		return nil
 	}
 }
 
@@ -203,20 +197,10 @@ func listChildren() []int {
 	return pids
 }
 
-// listOrphans lists the children that this process did not start itself, quickly: orphans
-// become children of its main thread. If it misses one, killAll reaps that.
-func listOrphans() []int {
-	return readChildren(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
-}
-
-// childrenOf lists the children of a process.
-func childrenOf(process string) []int {
+// childrenOf lists the children of a process, which each of its threads has in a file of
+// its own (proc_pid_task(5)).
+func childrenOf(process string) (pids []int) {
 	paths, _ := filepath.Glob("/proc/" + process + "/task/[0-9]*/children")
-	return readChildren(paths...)
-}
-
-// readChildren reads the children of threads (proc_pid_task(5)).
-func readChildren(paths ...string) (pids []int) {
 	for _, path := range paths {
 		data, _ := os.ReadFile(path)
 		for field := range bytes.FieldsSeq(data) {

@@ -157,7 +157,7 @@ func (s *standby) maintain() {
 	if s.reaper.killHook == nil {
 		s.reaper.kill()
 	}
-	s.reaper.reap()
+	s.reaper.reapAll()
 	a := s.waiting.Load()
 	if a == nil || a.hasExited() || time.Since(a.started) < settleTime {
 		return
