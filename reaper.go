@@ -40,13 +40,17 @@ const (
 	// chains there is always one more to reap; 64 are too few, because killing then costs
 	// more than they fork (measured).
 	reapBatch = 1000
+	killBatch = 1000
 
-	// killAll gives up after maxRounds, or after maxIdleRounds in a row in which nothing
-	// could be reaped: these take 10 s at least. As PID 1 it kills everything at once
-	// after lastResortRounds. 20 fork chains take 8 to 52 rounds, 60 up to thousands
-	// (measured). Rounds are counted and not time, because a machine may be suspended.
+	// killAll pauses after eagerRounds in a row in which nothing could be reaped, since a
+	// generation of a fork chain lasts 0.05 to 1 ms and a pause lets it run. It gives up
+	// after maxIdleRounds in a row, which take 10 s at least, or after maxRounds. As PID 1
+	// it kills everything at once after lastResortRounds. 20 fork chains take 8 to 52
+	// rounds, 60 up to thousands (measured). Rounds are counted and not time, because a
+	// machine may be suspended.
+	eagerRounds      = 100
+	maxIdleRounds    = eagerRounds + 1_000
 	maxRounds        = 20_000
-	maxIdleRounds    = 1_100
 	lastResortRounds = 500
 )
 
@@ -77,27 +81,44 @@ func (r *reaper) reap() (reaped int, none bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	for range reapBatch {
-		pid, err := peekExited()
+	if r.agent != 0 { // whose status wait4(-1) could take
+		orphans := listOrphans()
+		for _, pid := range orphans[:min(len(orphans), reapBatch)] {
+			if pid != r.agent && r.reapOne(pid) == nil {
+				reaped++
+			}
+		}
+		return reaped, false
+	}
+	for reaped < reapBatch {
+		err := r.reapOne(-1)
 		if err != nil {
 			return reaped, err == syscall.ECHILD
 		}
-		isRunning := pid == 0
-		if isRunning || pid == r.agent { // whose status os/exec takes at once
-			return reaped, false
-		}
-
-		var status syscall.WaitStatus
-		_, err = syscall.Wait4(pid, &status, syscall.WNOHANG|waitAll, nil)
-		if err != nil {
-			continue // such as EINTR
-		}
 		reaped++
+	}
+	return reaped, false
+}
+
+// reapOne reaps a child, or any for -1. It returns EAGAIN if that still runs, and ECHILD if
+// there is none. mu is held.
+func (r *reaper) reapOne(pid int) error {
+	for {
+		var status syscall.WaitStatus
+		found, err := syscall.Wait4(pid, &status, syscall.WNOHANG|waitAll, nil)
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err != nil:
+			return err
+		case found == 0:
+			return syscall.EAGAIN
+		}
 		if status.Signaled() && status.Signal() == syscall.SIGKILL {
 			r.killed++
 		}
+		return nil
 	}
-	return reaped, false
 }
 
 // reapAll reaps all children that have ended.
@@ -141,8 +162,9 @@ func (r *reaper) killAll() (killed int, usedLastResort bool, err error) {
 			usedLastResort = true
 			syscall.Kill(-1, syscall.SIGKILL) // lets no fork pass meanwhile (kill(2))
 		}
-		// Short at first: a generation of a fork chain lasts 0.05 to 1 ms (measured).
-		time.Sleep(min(time.Duration(idle)*100*time.Microsecond, 10*time.Millisecond))
+		if idle > eagerRounds {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
 	return r.killedSoFar(), usedLastResort, unkillable()
 }
@@ -153,12 +175,15 @@ func (r *reaper) killedSoFar() int {
 	return r.killed
 }
 
-// kill sends SIGKILL to every child but the agent.
+// kill sends SIGKILL to the children but the agent: the newest ones first, and a batch at
+// most, since next to fork chains all others are zombies.
 func (r *reaper) kill() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	for _, pid := range listChildren() {
+	pids := listChildren()
+	newest := pids[max(0, len(pids)-killBatch):]
+	for _, pid := range slices.Backward(newest) {
 		if pid != r.agent {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
@@ -176,7 +201,8 @@ func unkillable() error {
 	return fmt.Errorf("cannot kill %d processes that a command left: %q", len(pids), names)
 }
 
-// listChildren lists the pids of this process's children, zombies too. It can miss some
+// listChildren lists the pids of this process's children, zombies too, orphans in the order
+// in which they became its children. It can miss some
 // that come or go meanwhile: only wait4 knows for certain.
 func listChildren() []int {
 	paths, _ := filepath.Glob("/proc/self/task/[0-9]*/children")
@@ -197,10 +223,20 @@ func listChildren() []int {
 	return pids
 }
 
-// childrenOf lists the children of a process, which each of its threads has in a file of
-// its own (proc_pid_task(5)).
-func childrenOf(process string) (pids []int) {
+// listOrphans lists the children that this process did not start itself, quickly: orphans
+// become children of its main thread. If it misses one, killAll reaps that.
+func listOrphans() []int {
+	return readChildren(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
+}
+
+// childrenOf lists the children of a process.
+func childrenOf(process string) []int {
 	paths, _ := filepath.Glob("/proc/" + process + "/task/[0-9]*/children")
+	return readChildren(paths...)
+}
+
+// readChildren reads the children of threads (proc_pid_task(5)).
+func readChildren(paths ...string) (pids []int) {
 	for _, path := range paths {
 		data, _ := os.ReadFile(path)
 		for field := range bytes.FieldsSeq(data) {
@@ -210,7 +246,6 @@ func childrenOf(process string) (pids []int) {
 			}
 		}
 	}
-	slices.Sort(pids)
 	return pids
 }
 

@@ -6,32 +6,10 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
-	"unsafe"
 )
 
 // waitAll makes wait4(2) also report children that were cloned without a signal (__WALL).
 const waitAll = syscall.WALL
-
-// peekExited returns the pid of a child that has ended and is not reaped yet, which it
-// leaves so: 0 if all children run, ECHILD if there is none (waitid(2) with WNOWAIT).
-func peekExited() (pid int, err error) {
-	const (
-		anyChild  = 0 // P_ALL
-		pidOffset = 4 // si_pid is the fifth int32 of siginfo_t on 64-bit systems
-	)
-	var info [32]int32 // siginfo_t has 128 bytes
-	_, _, errno := syscall.Syscall6(syscall.SYS_WAITID, anyChild, 0,
-		uintptr(unsafe.Pointer(&info)),
-		syscall.WEXITED|syscall.WNOHANG|syscall.WNOWAIT|waitAll, 0, 0)
-	switch errno {
-	case 0:
-		return int(info[pidOffset]), nil
-	case syscall.EINTR:
-		return peekExited()
-	default:
-		return 0, errno
-	}
-}
 
 // hardenProcess is called once, before the first agent. It
 //   - makes orphans below this process its children, whatever session or process group

@@ -2,10 +2,7 @@
 
 package main
 
-import (
-	"errors"
-	"syscall"
-)
+import "errors"
 
 // On other systems than Linux the program can be built, vetted and partly tested, so that
 // its source can be edited there. It does not serve.
@@ -18,5 +15,3 @@ func hardenProcess() error {
 }
 
 func preallocThreads() {}
-
-func peekExited() (pid int, err error) { return 0, syscall.ECHILD }
