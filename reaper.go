@@ -149,7 +149,11 @@ func (r *reaper) killAll() (killed int, usedLastResort bool, err error) {
 		if none {
 			return r.killedSoFar(), usedLastResort, nil
 		}
-		r.kill()
+		children := listOrphans
+		if idle > 0 { // there may be one that this misses
+			children = listChildren
+		}
+		r.kill(children)
 
 		idle++
 		if reaped > 0 {
@@ -175,13 +179,13 @@ func (r *reaper) killedSoFar() int {
 	return r.killed
 }
 
-// kill sends SIGKILL to the children but the agent: the newest ones first, and a batch at
-// most, since next to fork chains all others are zombies.
-func (r *reaper) kill() {
+// kill sends SIGKILL to the children that are listed, but not to the agent: to the newest
+// ones first, and a batch at most, since next to fork chains all others are zombies.
+func (r *reaper) kill(children func() []int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 
-	pids := listChildren()
+	pids := children()
 	newest := pids[max(0, len(pids)-killBatch):]
 	for _, pid := range slices.Backward(newest) {
 		if pid != r.agent {
@@ -201,8 +205,7 @@ func unkillable() error {
 	return fmt.Errorf("cannot kill %d processes that a command left: %q", len(pids), names)
 }
 
-// listChildren lists the pids of this process's children, zombies too, orphans in the order
-// in which they became its children. It can miss some
+// listChildren lists the pids of this process's children, zombies too. It can miss some
 // that come or go meanwhile: only wait4 knows for certain.
 func listChildren() []int {
 	paths, _ := filepath.Glob("/proc/self/task/[0-9]*/children")
@@ -223,8 +226,9 @@ func listChildren() []int {
 	return pids
 }
 
-// listOrphans lists the children that this process did not start itself, quickly: orphans
-// become children of its main thread. If it misses one, killAll reaps that.
+// listOrphans lists the children that this process did not start itself, in the order in
+// which they became its children: those of its main thread, which adopts orphans. It is
+// quick, since a generation of a fork chain may be gone when the list is read.
 func listOrphans() []int {
 	return readChildren(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
 }

@@ -155,7 +155,7 @@ func (s *standby) maintain() {
 	defer s.mu.Unlock()
 
 	if s.reaper.killHook == nil {
-		s.reaper.kill()
+		s.reaper.kill(listOrphans)
 	}
 	s.reaper.reapAll()
 	a := s.waiting.Load()
