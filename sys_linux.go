@@ -42,7 +42,7 @@ func hardenProcess() error {
 // It ends the program if it cannot create one later, and the agent may use up all
 // processes that there may be.
 func preallocThreads() {
-	count := 16 + runtime.GOMAXPROCS(0)
+	count := max(16, 2*runtime.GOMAXPROCS(0))
 	var ready sync.WaitGroup
 	ready.Add(count)
 	for range count {
