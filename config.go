@@ -176,8 +176,8 @@ func readToken(name, token, file string) (string, error) {
 		return "", fmt.Errorf("cannot use %s: it is blank; set a token, or unset it", name)
 	}
 	if strings.ContainsFunc(token, unicode.IsControl) {
-		return "", fmt.Errorf("cannot use %s: no client can send a token with a control character; "+
-			"put it on one line", source)
+		return "", fmt.Errorf("cannot use %s: "+
+			"no client can send a token with a control character; put it on one line", source)
 	}
 	return token, nil
 }

@@ -105,10 +105,13 @@ func grantFrom(r *http.Request) *grant { return r.Context().Value(grantKey{}).(*
 
 // upstream gets the requests that are forwarded.
 type upstream struct {
-	name          string
-	authenticates func(g *grant, r *http.Request) bool // with the placeholder, where its secret belongs
-	writeError    func(w http.ResponseWriter, status int, reason string)
-	proxy         *httputil.ReverseProxy // adds the secret; newCredentialProxy sets what both have
+	name string
+
+	// authenticates reports whether a request has the placeholder where the secret belongs.
+	authenticates func(g *grant, r *http.Request) bool
+
+	writeError func(w http.ResponseWriter, status int, reason string)
+	proxy      *httputil.ReverseProxy // adds the secret; newCredentialProxy sets what both have
 }
 
 // credentialProxy lets the agent use the model's API and the git host without their
@@ -229,7 +232,7 @@ func safeReason(err error) string {
 	case errors.As(err, &network):
 		return network.Error()
 	case errors.As(err, &certificate):
-		return "its certificate is not valid for it, has expired, or is signed by an unknown authority"
+		return "its certificate is not valid for it, has expired, or has an unknown issuer"
 	case errors.Is(err, errUpgrade):
 		return err.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -211,10 +211,12 @@ func (p *gitProxy) handleError(w http.ResponseWriter, r *http.Request, err error
 			p.log.Warn("the git host refuses VM_GIT_TOKEN", "host", host, "status", status)
 		})
 		writeGitError(w, http.StatusForbidden,
-			"is told by "+host+" that VM_GIT_TOKEN is wrong, or may not do this with the repository")
+			"is told by "+host+" that VM_GIT_TOKEN is wrong, "+
+				"or may not do this with the repository")
 	case http.StatusNotFound:
 		writeGitError(w, http.StatusNotFound,
-			"is told by "+host+" that there is no such repository, or none that VM_GIT_TOKEN may see")
+			"is told by "+host+" that there is no such repository, "+
+				"or none that VM_GIT_TOKEN may see")
 	case http.StatusMovedPermanently, http.StatusFound,
 		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
 		writeGitError(w, http.StatusForbidden, fmt.Sprintf(

@@ -43,7 +43,8 @@ func wantsStream(r *http.Request) bool {
 // JSON allows there. The head is sent with the first byte, since a proxy may still answer
 // in its own words until then. It returns errClientGone when gone is closed before there
 // is a response.
-func sendJSON(w http.ResponseWriter, o *operation, heartbeat time.Duration, gone <-chan struct{}) error {
+func sendJSON(w http.ResponseWriter, o *operation, heartbeat time.Duration,
+	gone <-chan struct{}) error {
 	out := newStreamWriter(w, "application/json")
 	tick := time.Tick(heartbeat) // never for 0
 	for {
@@ -64,7 +65,8 @@ func sendJSON(w http.ResponseWriter, o *operation, heartbeat time.Duration, gone
 // sendEvents sends an operation's events as a stream (HTML Living Standard, 9.2), the
 // response as the last one, and a comment every heartbeat. It returns errClientGone when
 // gone is closed before there is a response.
-func sendEvents(w http.ResponseWriter, o *operation, heartbeat time.Duration, gone <-chan struct{}) error {
+func sendEvents(w http.ResponseWriter, o *operation, heartbeat time.Duration,
+	gone <-chan struct{}) error {
 	out := newStreamWriter(w, "text/event-stream")
 	out.flush() // so that the client knows that it is connected
 	subscriber := o.subscribe()

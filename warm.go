@@ -42,7 +42,7 @@ type standby struct {
 	fatal   func(error) // ends the server; must not block
 	ttl     time.Duration
 
-	mu       sync.Mutex            // held by whoever may have an agent; a command holds it throughout
+	mu       sync.Mutex            // held by whoever may have an agent, by a command throughout
 	session  string                // the conversation that the next command most likely continues
 	isBanned bool                  // no CLI waits until the next command
 	isBusy   bool                  // at the last check the waiting CLI had children of a hook
@@ -250,7 +250,8 @@ func fingerprint(cfg *config) string {
 
 	paths := []string{cfg.Claude, cfg.MCPConfig}
 	for _, name := range startupFiles {
-		paths = append(paths, filepath.Join(cfg.agent.configDir, strings.TrimPrefix(name, ".claude/")))
+		own := strings.TrimPrefix(name, ".claude/")
+		paths = append(paths, filepath.Join(cfg.agent.configDir, own))
 	}
 	for dir := cfg.Workspace; ; dir = filepath.Dir(dir) {
 		for _, name := range startupFiles {
