@@ -45,7 +45,8 @@ type standby struct {
 	mu       sync.Mutex            // held by whoever may have an agent, by a command throughout
 	session  string                // the conversation that the next command most likely continues
 	isBanned bool                  // no CLI waits until the next command
-	isBusy   bool                  // at the last check the waiting CLI had children of a hook
+	settled  bool                  // the hooks of the waiting CLI have ended
+	isBusy   bool                  // at the last check they had not, after settleTime
 	waiting  atomic.Pointer[agent] // changed with mu held, read without it
 }
 
@@ -145,9 +146,9 @@ func (s *standby) prepareNext() {
 	s.renew()
 }
 
-// maintain is called every second or so. While no command runs it kills whatever is not the
-// waiting CLI or below it, and discards a CLI that still has a hook's processes after
-// settleTime.
+// maintain is called twice a second. While no command runs it kills whatever is not the
+// waiting CLI or below it, and discards a CLI that has more children than MCP servers after
+// settleTime: those of a hook, or of another program in its settings.
 func (s *standby) maintain() {
 	if !s.mu.TryLock() {
 		return
@@ -159,11 +160,12 @@ func (s *standby) maintain() {
 	}
 	s.reaper.reapAll()
 	a := s.waiting.Load()
-	if a == nil || a.hasExited() || time.Since(a.started) < settleTime {
+	if a == nil || s.settled || a.hasExited() || time.Since(a.started) < settleTime {
 		return
 	}
 	wasBusy := s.isBusy
 	s.isBusy = len(childrenOf(strconv.Itoa(a.process.Pid))) > s.cfg.mcpServers
+	s.settled = !s.isBusy
 	if wasBusy && s.isBusy { // not just a child that came and went
 		s.log.Warn("the waiting Claude Code has processes of a hook, or of its settings: ended it")
 		s.waiting.Store(nil)
@@ -191,7 +193,7 @@ func (s *standby) renew() {
 		a = nil
 	}
 	if a == nil {
-		s.isBusy = false
+		s.settled, s.isBusy = false, false
 		a, _ = s.start(s.session) // which logs its errors
 	}
 	s.waiting.Store(a)
