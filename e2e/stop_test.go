@@ -61,7 +61,8 @@ func (v *vm) postBusy(ctx context.Context) <-chan answer {
 func TestATimeoutEndsBrowserAndDaemonsAndNotTheConversation(t *testing.T) {
 	t.Parallel()
 	needChromium(t)
-	v := start(t, "VM_TIMEOUT=50s")
+	// Longer than VM_TIMEOUT, or the CLI would move Bash's command to the background before.
+	v := start(t, "VM_TIMEOUT=50s", "BASH_DEFAULT_TIMEOUT_MS=120000")
 	done := v.postBusy(context.Background())
 	a := <-done
 	v.nothingLeft()
