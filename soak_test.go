@@ -164,7 +164,7 @@ func soakRestarts(t *testing.T, duration time.Duration, random *rand.Rand) {
 	got, begun, restarts := map[string]int{}, time.Now(), 0
 	marker := newMarker()
 	for ; time.Since(begun) < duration; restarts++ {
-		s := startServer(t, "VM_WARM=true", "VM_SHUTDOWN_GRACE=200ms")
+		s := startServer(t, "VM_TOKEN=correct", "VM_WARM=true", "VM_SHUTDOWN_GRACE=200ms")
 		outcomes := make(chan reply, 4)
 		running := []string{"sleeps 300ms", "waits " + marker, "ignores-signals " + marker}
 		s.background(context.Background(), running[random.IntN(3)], outcomes)
