@@ -241,7 +241,7 @@ const (
 // readLines calls emit for each line that is not empty, with nil for one that is longer
 // than maxLine, until in ends. emit may keep what it gets.
 func readLines(in io.Reader, emit func(line []byte)) {
-	reader := bufio.NewReaderSize(in, 64<<10)
+	reader := bufio.NewReaderSize(in, 32<<10)
 	var line []byte
 	size := 0
 	for {
