@@ -207,47 +207,55 @@ func unkillable() error {
 
 // listChildren lists the pids of this process's children, zombies too. It can miss some
 // that come or go meanwhile: only wait4 knows for certain.
-func listChildren() []int {
-	paths, _ := filepath.Glob("/proc/self/task/[0-9]*/children")
-	if len(paths) > 0 {
-		return childrenOf("self")
-	}
-
-	// A kernel without CONFIG_PROC_CHILDREN: look at every process.
-	var pids []int
-	paths, _ = filepath.Glob("/proc/[0-9]*")
-	for _, path := range paths {
-		pid, _ := strconv.Atoi(filepath.Base(path))
-		_, parent := readStat(pid)
-		if parent == os.Getpid() {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
-}
+func listChildren() []int { return childrenOf(os.Getpid()) }
 
 // listOrphans lists the children that this process did not start itself, in the order in
 // which they became its children: those of its main thread, which adopts orphans. It is
 // quick, since a generation of a fork chain may be gone when the list is read.
 func listOrphans() []int {
-	return readChildren(fmt.Sprintf("/proc/self/task/%d/children", os.Getpid()))
+	self := os.Getpid()
+	pids, err := readChildren(fmt.Sprintf("/proc/%d/task/%[1]d/children", self))
+	if err != nil {
+		return searchChildren(self)
+	}
+	return pids
 }
 
-// childrenOf lists the children of a process.
-func childrenOf(process string) []int {
-	paths, _ := filepath.Glob("/proc/" + process + "/task/[0-9]*/children")
-	return readChildren(paths...)
-}
-
-// readChildren reads the children of threads (proc_pid_task(5)).
-func readChildren(paths ...string) (pids []int) {
+// childrenOf lists the children of a process, which each of its threads has in a file of
+// its own (proc_pid_task(5)).
+func childrenOf(process int) (pids []int) {
+	paths, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/[0-9]*/children", process))
+	if len(paths) == 0 {
+		return searchChildren(process)
+	}
 	for _, path := range paths {
-		data, _ := os.ReadFile(path)
-		for field := range bytes.FieldsSeq(data) {
-			pid, err := strconv.Atoi(string(field))
-			if err == nil && pid > 0 { // kill(2) takes 0 for this process's own group
-				pids = append(pids, pid)
-			}
+		found, _ := readChildren(path) // the thread may have ended
+		pids = append(pids, found...)
+	}
+	return pids
+}
+
+// readChildren reads the children of a thread.
+func readChildren(path string) (pids []int, err error) {
+	data, err := os.ReadFile(path)
+	for field := range bytes.FieldsSeq(data) {
+		pid, err := strconv.Atoi(string(field))
+		if err == nil && pid > 0 { // kill(2) takes 0 for this process's own group
+			pids = append(pids, pid)
+		}
+	}
+	return pids, err
+}
+
+// searchChildren asks every process for its parent, on a kernel without those files
+// (CONFIG_PROC_CHILDREN).
+func searchChildren(process int) (pids []int) {
+	paths, _ := filepath.Glob("/proc/[0-9]*")
+	for _, path := range paths {
+		pid, _ := strconv.Atoi(filepath.Base(path))
+		_, parent := readStat(pid)
+		if parent == process {
+			pids = append(pids, pid)
 		}
 	}
 	return pids

@@ -230,3 +230,20 @@ func TestAnUnkillableProcessEndsTheService(t *testing.T) {
 		t.Errorf("the log doesn't say which:\n%s", s.stderr)
 	}
 }
+
+// A kernel may lack the files that list children: then every process is asked.
+func TestChildrenAreFoundWithAndWithoutTheKernelsLists(t *testing.T) {
+	needsLinux(t)
+	t.Parallel()
+	child := exec.Command("sleep", "1000")
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait()
+	defer child.Process.Kill()
+	for name, find := range map[string]func(int) []int{"lists": childrenOf, "search": searchChildren} {
+		if got := find(os.Getpid()); !slices.Contains(got, child.Process.Pid) || slices.Contains(got, os.Getpid()) {
+			t.Errorf("%s: %d is not among %v, or the process itself is", name, child.Process.Pid, got)
+		}
+	}
+}

@@ -270,7 +270,8 @@ func sniffImage(data string) (mediaType string, err error) {
 		return "", errors.New("has data that is not base64, with its padding")
 	}
 
-	switch mediaType = http.DetectContentType(first[:n]); mediaType {
+	mediaType = http.DetectContentType(first[:n])
+	switch mediaType {
 	case "image/jpeg", "image/png", "image/gif":
 		return mediaType, nil
 	}

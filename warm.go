@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -164,7 +163,7 @@ func (s *standby) maintain() {
 		return
 	}
 	wasBusy := s.isBusy
-	s.isBusy = len(childrenOf(strconv.Itoa(a.process.Pid))) > s.cfg.mcpServers
+	s.isBusy = len(childrenOf(a.process.Pid)) > s.cfg.mcpServers
 	s.settled = !s.isBusy
 	if wasBusy && s.isBusy { // not just a child that came and went
 		s.log.Warn("the waiting Claude Code has processes of a hook, or of its settings: ended it")
