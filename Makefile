@@ -1,6 +1,6 @@
 # make run     set everything up and start the server on 127.0.0.1:3001, on a scripted model;
 #              REAL=1 for the real one, with an agent that may do here whatever you may
-# make check   format, vet, lint and the unit tests, in a minute
+# make check   format, vet, lint, the unit tests and those of the server, in a minute
 # make test    everything that can be checked without a container engine
 # make soak    ten minutes of hostile load (SOAK=20m for more), a thousand commands whose clients
 #              are cut off, and make long, the tests that do nothing but wait, for five minutes
@@ -33,7 +33,7 @@ run: setup build
 
 # What can be checked in a minute: neither npm, Chromium nor root is needed.
 check: lint
-	go test -count=1 -timeout 5m -parallel 12 -skip '^Test(Soak|Long)' .
+	go test -count=1 -timeout 5m -parallel 12 -skip '^Test(Soak|Long)' . ./test
 
 test: setup lint unit fuzz-briefly relay e2e
 
@@ -49,7 +49,7 @@ tools:
 	scripts/test-tools
 
 unit: tools
-	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' .
+	go test -race -count=1 -timeout 10m -parallel 8 -skip '^Test(Soak|Long)' . ./test
 
 relay:
 	scripts/npm-ci examples/whatsapp-relay
@@ -68,17 +68,17 @@ bump:
 bench: setup build
 	go test -run '^$$' -bench Answers -benchtime 10x ./e2e
 	go test -run '^$$' -bench Waiting -benchtime 1x ./e2e
-	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 .
-	go test -run '^$$' -bench 'Flood|Stubborn|Stream|Chains' -benchtime 3x .
-	go test -run '^$$' -bench Forms -benchtime 1000x .
+	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 ./test
+	go test -run '^$$' -bench 'Flood|Stubborn|Stream|Chains' -benchtime 3x ./test
+	go test -run '^$$' -bench Forms -benchtime 1000x ./test
 
 LONG = long
 soak: setup build $(LONG)
-	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -parallel 6 -v -timeout 40m .
+	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -parallel 6 -v -timeout 40m ./test
 	SOAK=$(SOAK) go test -count=1 -run '^TestSoak' -v -timeout 60m ./e2e
 
 long: setup build
-	go test -count=1 -run '^TestLong' -v -timeout 15m . ./e2e
+	go test -count=1 -run '^TestLong' -v -timeout 15m ./test ./e2e
 
 idle: setup build
 	IDLE="29m 30m30s 32m" go test -count=1 -run TestASpareThatHasWaited -parallel 3 -v -timeout 40m ./e2e

@@ -21,8 +21,6 @@ type runner struct {
 	standby    *standby
 	proxy      *credentialProxy
 	health     *health
-
-	outputTimeout time.Duration
 }
 
 // run runs an operation to its response. Call it once for each.
@@ -113,7 +111,7 @@ func (r *runner) supervise(a *agent, o *operation) *outcome {
 		hooks += r.handleLine(line, a, o, out)
 	}
 
-	silent := time.NewTimer(r.outputTimeout)
+	silent := time.NewTimer(outputTimeout)
 	defer silent.Stop()
 	if hooks > 0 {
 		silent.Stop()
@@ -133,7 +131,7 @@ func (r *runner) supervise(a *agent, o *operation) *outcome {
 			hooks += r.handleLine(line, a, o, out)
 			silent.Stop()
 			if hooks == 0 && out.state == noResult && out.conversation == "" {
-				silent.Reset(r.outputTimeout)
+				silent.Reset(outputTimeout)
 			}
 			idle.Stop()
 			if out.state == hasResult {

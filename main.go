@@ -130,7 +130,6 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		health:  health,
 		queue:   s.queue,
 		fatal:   s.setFatal,
-		ttl:     standbyTTL,
 	}
 	operations := newOperations(ctx, s.queue)
 	runner := &runner{
@@ -141,8 +140,6 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		standby:    s.standby,
 		proxy:      s.proxy,
 		health:     health,
-
-		outputTimeout: outputTimeout,
 	}
 	s.handler = &handler{
 		cfg:        cfg,

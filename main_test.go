@@ -3,67 +3,133 @@ package main
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
-	"net"
 	"os"
-	"os/signal"
-	"runtime"
-	"runtime/debug"
+	"path/filepath"
+	"regexp"
+	"strconv"
 	"strings"
-	"syscall"
+	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestMain lets the test binary be three things: the tests, vm-server itself
-// (a process of its own for every test, as a subreaper must be), and the
-// hostile claude that it runs.
-func TestMain(m *testing.M) {
-	switch role := os.Getenv("TEST_SERVER"); {
-	case len(os.Args) > 1 && os.Args[1] == "-p":
-		hostileClaude()
-	case len(os.Args) > 1 && os.Args[1] == "descend":
-		descend(os.Args[2:])
-	case role != "":
-		if err := serverRole(role); err != nil {
-			fmt.Fprintln(os.Stderr, "vm-server:", err)
-			os.Exit(1)
+// main.go names each file, first those of the core, in reading order, and how long the
+// core is.
+func TestMainNamesTheCoreAndEveryOtherFile(t *testing.T) {
+	t.Parallel()
+	source := readFile(t, "main.go")
+	comment, _, _ := strings.Cut(source, "\npackage main")
+	coreText, _, found := strings.Cut(comment, "A mistake in any other file")
+	if !found {
+		t.Fatal("main.go does not end the list of the core")
+	}
+	goFile := regexp.MustCompile(`\b[a-z_]+\.go\b`)
+	stated := regexp.MustCompile(`about ([0-9,]+) lines`).FindStringSubmatch(strings.ReplaceAll(coreText, "\n// ", " "))
+	if stated == nil {
+		t.Fatal("main.go does not state the lines of the core")
+	}
+	limit, _ := strconv.Atoi(strings.ReplaceAll(stated[1], ",", ""))
+	core, lines := "", 0
+	for _, name := range goFile.FindAllString(coreText, -1) {
+		text := readFile(t, name)
+		core += text
+		lines += strings.Count(text, "\n")
+	}
+	if lines > limit+limit/20 || lines < limit-limit/20 {
+		t.Errorf("the core has %d lines, main.go states %d", lines, limit)
+	}
+
+	files, err := filepath.Glob("*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]int{}
+	for _, name := range files {
+		if !strings.HasSuffix(name, "_test.go") {
+			want[name] = 1
 		}
-	default:
-		os.Exit(m.Run())
+	}
+	got := map[string]int{}
+	for _, name := range goFile.FindAllString(comment, -1) {
+		got[name]++
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("how often main.go names each file (-want +got):\n%s", diff)
+	}
+
+	// The promises about who may ask, one true answer, and nothing left behind.
+	security := readFile(t, "SECURITY.md")
+	for _, promise := range []string{
+		"no command without the token", "no web page can send a command", "one command at a time",
+		"a key is no way around", "a command with a key runs at most once", "a client that does not read delays nobody",
+		"no process outlives its command", "if one can't be killed",
+	} {
+		row := regexp.MustCompile(`(?m)^\| ` + promise + `[^|]*\|([^|]*)\|`).FindStringSubmatch(security)
+		if row == nil {
+			t.Errorf("SECURITY.md has no promise %q", promise)
+			continue
+		}
+		for _, keeper := range regexp.MustCompile("`([^`]+)`").FindAllStringSubmatch(row[1], -1) {
+			name := keeper[1][strings.LastIndex(keeper[1], ".")+1:]
+			isDefined := regexp.MustCompile(`(?m)^(type ` + name + ` |func (\([^)]*\) )?` + name + `\()`).MatchString(core)
+			if !isDefined && name != "hardenProcess" { // a system call, which main.go makes
+				t.Errorf("%q is kept by %s, which no file of the core defines", promise, keeper[1])
+			}
+		}
 	}
 }
 
-// serverRole runs the server as main does or, in another role than "1", as
-// serveAs says. SIGUSR1 makes it print its goroutines, SIGUSR2 makes it dumpable.
-func serverRole(role string) error {
-	dumpable := make(chan os.Signal, 1)
-	signal.Notify(dumpable, syscall.SIGUSR2)
-	go func() {
-		<-dumpable
-		becomeDumpable()
-	}()
-	count := make(chan os.Signal, 1)
-	signal.Notify(count, syscall.SIGUSR1)
-	go func() {
-		for range count {
-			debug.FreeOSMemory() // collects, and returns to the kernel what is free
-			fmt.Fprintf(os.Stderr, "goroutines=%d.\n", runtime.NumGoroutine())
-		}
-	}()
-	if os.Getenv("TEST_MOUNT_PROC") != "" {
-		// In a pid namespace of its own, as in a container: /proc must show it.
-		if err := mountProc(); err != nil {
-			return err
-		}
+func readFile(t *testing.T, name string) string {
+	t.Helper()
+	data, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if role == "1" {
-		return run(context.Background(), os.Args[1:], os.Stdout, os.Stderr)
-	}
-	return serveAs(role)
+	return string(data)
 }
+
+type syncBuffer struct {
+	mu     sync.Mutex
+	buffer bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buffer.String()
+}
+
+// eventually polls, and fails the test when nothing comes of it in time.
+func eventually(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	within(t, time.Minute, what, condition)
+}
+
+// within is eventually with a time of its own.
+func within(t testing.TB, limit time.Duration, what string, condition func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	pause := 2 * time.Millisecond
+	for !condition() {
+		if time.Now().After(deadline) {
+			t.Fatalf("it never came that %s", what)
+		}
+		time.Sleep(pause)
+		pause = min(pause*3/2, 50*time.Millisecond) // a look at all of /proc is work too
+	}
+}
+
+// newMarker returns what no other process has among its arguments.
+func newMarker() string { return "marker-" + strconv.FormatInt(time.Now().UnixNano(), 36) }
 
 func TestHelpAndVersionArePrintedAndArgumentsAreRefused(t *testing.T) {
 	t.Parallel()
@@ -79,59 +145,5 @@ func TestHelpAndVersionArePrintedAndArgumentsAreRefused(t *testing.T) {
 	err := run(context.Background(), []string{"serve"}, io.Discard, io.Discard)
 	if err == nil || !strings.Contains(err.Error(), "cannot use arguments") {
 		t.Errorf("an argument: %v", err)
-	}
-}
-
-func TestAShutdownAnswersEveryCommand(t *testing.T) {
-	t.Parallel()
-	const canceled = "canceled shutting_down"
-	tests := []struct {
-		name, running, grace string
-		signals              int
-		want                 map[string]string // status and code of each answer
-	}{
-		{"the running command may end, the waiting one is told", "waits-to-go", "20s", 1,
-			map[string]string{"waits-to-go": "success", "queued": canceled}},
-		{"after the grace the running command is stopped", "waits", "3s", 1,
-			map[string]string{"waits": canceled, "queued": canceled}},
-		{"a second signal stops it at once", "waits", "1h", 2,
-			map[string]string{"waits": canceled, "queued": canceled}},
-	}
-	for _, test := range tests {
-		t.Run(test.name, func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, "VM_TOKEN=correct", "VM_SHUTDOWN_GRACE="+test.grace)
-			outcomes := make(chan reply, 3)
-			s.background(context.Background(), test.running, outcomes)
-			s.queued(0)
-			s.background(context.Background(), "queued", outcomes)
-			s.queued(1)
-			s.cmd.Process.Signal(syscall.SIGTERM)
-			if test.signals > 1 {
-				s.logged("msg=stopping")
-				s.cmd.Process.Signal(syscall.SIGTERM)
-			} else {
-				eventually(t, "health says 503", func() bool { status, _ := s.state(); return status == 503 })
-				response, body, err := s.post(context.Background(), "late")
-				if err != nil || response.StatusCode != 503 || !strings.Contains(body, `"shutting_down"`) {
-					t.Errorf("a late command: %v %q %v", response, body, err)
-				}
-			}
-			s.put("go")
-			got := map[string]string{}
-			for range 2 {
-				o := <-outcomes
-				got[o.name] = inShort(o.answer)
-			}
-			if diff := cmp.Diff(test.want, got); diff != "" {
-				t.Errorf("answers (-want +got):\n%s", diff)
-			}
-			if err := s.wait(); err != nil {
-				t.Errorf("exit: %v", err)
-			}
-			if _, err := net.Dial("tcp", strings.TrimPrefix(s.url, "http://")); err == nil {
-				t.Error("somebody still listens")
-			}
-		})
 	}
 }

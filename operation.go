@@ -168,7 +168,6 @@ const (
 type operations struct {
 	queue *queue
 	ctx   context.Context // ends when every operation must end, with the reason
-	ttl   time.Duration   // of answers
 
 	mu       sync.Mutex // the queue's lock is taken while it is held
 	keys     map[string]*keyEntry
@@ -189,7 +188,6 @@ func newOperations(ctx context.Context, queue *queue) *operations {
 	return &operations{
 		queue: queue,
 		ctx:   ctx,
-		ttl:   answerTTL,
 		keys:  map[string]*keyEntry{},
 	}
 }
@@ -270,7 +268,7 @@ func (s *operations) expire() {
 	for s.answers > 0 {
 		oldest := s.answered[len(s.answered)-s.answers]
 		isTooMuch := s.answers > maxAnswers || s.size > maxAnswersSize && s.answers > 1
-		if !isTooMuch && time.Since(oldest.done) < s.ttl {
+		if !isTooMuch && time.Since(oldest.done) < answerTTL {
 			break
 		}
 		s.size -= len(oldest.operation.response)

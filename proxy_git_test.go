@@ -19,6 +19,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
+// gitName is the git host without its port.
+func (c *config) gitName() string {
+	name, _, _ := strings.Cut(c.GitHost, ":")
+	return name
+}
+
 // With the real git, and the real git http-backend: e2e/git_test.go.
 
 func TestGitsOwnRequestsAreForwardedAlone(t *testing.T) {

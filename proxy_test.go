@@ -1,13 +1,15 @@
 package main
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
+	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,6 +17,232 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 )
+
+// keyring is a credential proxy, and which agent may use it.
+type keyring struct{ proxy *credentialProxy }
+
+func newKeyring(key string, api *url.URL) (keyring, http.Handler) {
+	cfg := &config{credentials: credentials{proxied: true, key: key, api: api}}
+	k := keyring{newCredentialProxy(cfg, slog.New(slog.DiscardHandler))}
+	return k, k.proxy
+}
+
+// issue lets an agent that isn't there use the key; stop is told why it must end.
+func (k keyring) issue(placeholder string, stop context.CancelCauseFunc) {
+	k.proxy.allow(&grant{placeholder: placeholder, stop: stop})
+}
+
+// void lets no agent use the key.
+func (k keyring) void() { k.proxy.allow(&grant{})() }
+
+// The connection may be held by who is no child of the agent's, and is not swept.
+func TestARequestEndsWithTheCommandWhoseItWas(t *testing.T) {
+	t.Parallel()
+	ended := make(chan bool)
+	p := newTestProxy(t, newAPI(t, func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "first half")
+		http.NewResponseController(w).Flush()
+		<-r.Context().Done()
+		close(ended)
+	}).URL)
+	end := p.allow(&grant{placeholder: presentPlaceholder})
+	connection := p.dial(t)
+	defer connection.Close()
+	io.WriteString(connection, promptHead(0))
+	in := bufio.NewReader(connection)
+	_, err := in.ReadString('f')
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	end()
+	_, err = io.Copy(io.Discard, in)
+	if err != nil {
+		t.Errorf("the agent's side is not closed: %v", err)
+	}
+	select {
+	case <-ended:
+	case <-time.After(time.Minute):
+		t.Error("the API's side is not closed")
+	}
+}
+
+// A subscription's or a gateway's token stands where the CLI sends its placeholder, and
+// nothing else that the agent sends as its own goes on.
+func TestAPlaceholderStandsForWhatItsHeaderIsFor(t *testing.T) {
+	t.Parallel()
+	const token, key = "Bearer sk-ant-oat01-real", realKey
+	asKey := "X-Api-Key: " + presentPlaceholder
+	asToken := "Authorization: Bearer " + presentPlaceholder
+	tests := []struct {
+		name           string
+		hasKey         bool
+		hasNoToken     bool
+		header         []string
+		status         int
+		apiKey, bearer string // that the API sees
+	}{
+		{"the token", false, false, []string{asToken}, 200, "", token},
+		{"the token, beside a key of the agent's own", false, false,
+			[]string{asToken, "X-Api-Key: mine"}, 200, "", token},
+		{"both", true, false, []string{asKey, asToken}, 200, key, token},
+		{"the key, beside a token of the agent's own", true, false,
+			[]string{asKey, "Authorization: Bearer mine"}, 200, key, ""},
+		{"the token, where there is a key too", true, false, []string{asToken}, 200, "", token},
+		{"as the key that there is none of", false, false, []string{asKey}, 403, "", ""},
+		{"as the token that there is none of", true, true, []string{asToken}, 403, "", ""},
+		{"as a password", true, false,
+			[]string{"Authorization: Basic " + presentPlaceholder}, 403, "", ""},
+		{"without the scheme", true, false,
+			[]string{"Authorization: " + presentPlaceholder}, 403, "", ""},
+		{"a token of the agent's own", true, false,
+			[]string{"Authorization: Bearer mine"}, 403, "", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			seen := make(chan []string, 1)
+			api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- credentialsOf(r)[1:] })
+			p := newTestProxy(t, api.URL)
+			p.cfg.credentials.bearer = strings.TrimPrefix(token, "Bearer ")
+			if !test.hasKey {
+				p.cfg.credentials.key = ""
+			}
+			if test.hasNoToken {
+				p.cfg.credentials.bearer = ""
+			}
+
+			status, _ := p.sendOnly(t, "POST /v1/messages", test.header...)
+			if diff := cmp.Diff(test.status, status); diff != "" {
+				t.Fatalf("status (-want +got):\n%s", diff)
+			}
+			if status != 200 {
+				return
+			}
+			if diff := cmp.Diff([]string{test.apiKey, test.bearer}, <-seen); diff != "" {
+				t.Errorf("what the API saw (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What the key proxy lets through. Requests are written to the connection as they
+// stand, since a client would tidy them up.
+
+const presentPlaceholder = "placeholder-present"
+
+// testProxy is a key proxy behind the web server that main puts before it.
+type testProxy struct {
+	*credentialProxy
+	url string
+	log *syncBuffer
+}
+
+// newTestProxy starts a proxy to the API at base, and a command.
+func newTestProxy(t *testing.T, base string) *testProxy {
+	t.Helper()
+	api, err := url.Parse(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener := listen(t)
+	log := &syncBuffer{}
+	logger := slog.New(slog.NewTextHandler(log, nil))
+
+	p := &testProxy{url: "http://" + listener.Addr().String(), log: log}
+	p.credentialProxy = newCredentialProxy(&config{credentials: credentials{proxied: true, key: realKey, api: api}}, logger)
+	p.begin(func(error) {})
+
+	web := newHTTPServer(p.credentialProxy, logger, agentShare)
+	go web.Serve(listener)
+	t.Cleanup(func() { web.Close() })
+	return p
+}
+
+// begin lets the next command in, by the same placeholder.
+func (p *testProxy) begin(stop context.CancelCauseFunc) {
+	p.allow(&grant{placeholder: presentPlaceholder, stop: stop})
+}
+
+// send is sendOnly with the key's placeholder.
+func (p *testProxy) send(t *testing.T, line string, header ...string) (status int, text string) {
+	t.Helper()
+	return p.sendOnly(t, line, append(header, "X-Api-Key: "+presentPlaceholder)...)
+}
+
+// sendOnly sends a request whose first line holds the method and the target exactly as
+// they are given, and returns the status, 0 if there is none.
+func (p *testProxy) sendOnly(t *testing.T, line string, header ...string) (status int, text string) {
+	t.Helper()
+	connection := p.dial(t)
+	defer connection.Close()
+	method, _, _ := strings.Cut(line, " ")
+	body := "{}"
+	if method == "GET" {
+		body = ""
+	}
+	header = append(header, "Host: x", fmt.Sprint("Content-Length: ", len(body)))
+	head := line + " HTTP/1.1\r\n" + strings.Join(header, "\r\n")
+	fmt.Fprint(connection, head+"\r\n\r\n"+body)
+
+	request := &http.Request{Method: method}
+	response, err := http.ReadResponse(bufio.NewReader(connection), request)
+	if err != nil {
+		return 0, err.Error()
+	}
+	if response.StatusCode == http.StatusSwitchingProtocols {
+		return response.StatusCode, "" // its body has no end
+	}
+	data, _ := io.ReadAll(response.Body)
+	return response.StatusCode, string(data)
+}
+
+// dial opens a connection on which nothing is waited for in vain.
+func (p *testProxy) dial(t *testing.T) net.Conn {
+	t.Helper()
+	connection, err := net.Dial("tcp", strings.TrimPrefix(p.url, "http://"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	connection.SetDeadline(time.Now().Add(time.Minute))
+	return connection
+}
+
+func listen(t *testing.T) net.Listener {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	return listener
+}
+
+func newAPI(t *testing.T, handle http.HandlerFunc) *httptest.Server {
+	t.Helper()
+	api := httptest.NewServer(handle)
+	t.Cleanup(api.Close)
+	return api
+}
+
+func TestAHijackedConnectionCountsNoMore(t *testing.T) {
+	t.Parallel()
+	connection, other := net.Pipe()
+	defer connection.Close()
+	defer other.Close()
+	for last, want := range map[http.ConnState]uint64{
+		http.StateIdle:     1,
+		http.StateClosed:   0,
+		http.StateHijacked: 0,
+	} {
+		c := &connLimiter{share: clientShare}
+		c.track(connection, http.StateNew)
+		c.track(connection, last)
+		if diff := cmp.Diff(want, c.open.Load()); diff != "" {
+			t.Errorf("open connections when one is %s (-want +got):\n%s", last, diff)
+		}
+	}
+}
 
 const realKey = "sk-the-real-key"
 
@@ -155,102 +383,5 @@ func TestTheKeyProxyTellsOfARefusedKeyAndAnAPIOutOfReach(t *testing.T) {
 	if status != 502 || !strings.Contains(text, "cannot reach the model's API") ||
 		strings.Contains(text, realKey) {
 		t.Errorf("status %d, %s", status, text)
-	}
-}
-
-// keyOf is the agent's ANTHROPIC_API_KEY, or "none".
-func keyOf(env []string) string {
-	for _, entry := range env {
-		if value, found := strings.CutPrefix(entry, "ANTHROPIC_API_KEY="); found {
-			return value
-		}
-	}
-	return "none"
-}
-
-func TestTheAgentGetsAPlaceholder(t *testing.T) {
-	t.Parallel()
-	s := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://127.0.0.1:1",
-		"NO_PROXY=corp")
-	first, second := s.describe("").Env, s.describe("").Env
-	for _, env := range [][]string{first, second} {
-		text := strings.Join(env, "\n")
-		if strings.Contains(text, realKey) || !strings.HasPrefix(keyOf(env), "placeholder-") {
-			t.Errorf("the agent's key is not just a placeholder:\n%s", text)
-		}
-		for _, want := range []string{"NO_PROXY=127.0.0.1,corp", "ANTHROPIC_BASE_URL=http://127.0.0.1:"} {
-			if !strings.Contains(text, "\n"+want) {
-				t.Errorf("environment of the agent without %s:\n%s", want, text)
-			}
-		}
-	}
-	if keyOf(first) == keyOf(second) {
-		t.Error("two agents got the same placeholder")
-	}
-	if strings.Contains(s.stderr.String(), realKey) {
-		t.Error("the log holds the key")
-	}
-}
-
-func TestTheAgentHasAPlaceholderForEachSecretAndTheControlHasThem(t *testing.T) {
-	t.Parallel()
-	for proxied, holds := range map[string]string{"true": "placeholder-", "false": "real-"} {
-		t.Run("VM_KEY_PROXY="+proxied, func(t *testing.T) {
-			t.Parallel()
-			env := []string{"VM_KEY_PROXY=" + proxied, "ANTHROPIC_BASE_URL=http://127.0.0.1:1"}
-			for _, name := range credentialVars {
-				env = append(env, name+"=real-"+name)
-			}
-			s := startServer(t, env...)
-			got := "\n" + strings.Join(s.describe("").Env, "\n")
-			for _, name := range credentialVars {
-				if !strings.Contains(got, "\n"+name+"="+holds) {
-					t.Errorf("the agent's %s is not %s…:\n%s", name, holds, got)
-				}
-				isTold := strings.Contains(s.stderr.String(), "variable="+name)
-				if isTold != (proxied == "false") {
-					t.Errorf("the log tells of %s: %v", name, isTold)
-				}
-			}
-			if isReal := strings.Contains(got, "real-"); isReal != (proxied == "false") {
-				t.Errorf("the agent has a secret: %v", isReal)
-			}
-		})
-	}
-}
-
-// The controls of the placeholder: the key is passed through where the proxy is
-// off, and the log tells what else the agent can read.
-func TestWhatCannotBeKeptFromTheAgentIsPassedThroughAndTold(t *testing.T) {
-	t.Parallel()
-	for _, test := range []struct {
-		variable string
-		told     bool
-		key      string // begins with
-	}{
-		{"VM_KEY_PROXY=false", false, realKey},
-		{"CLAUDE_CODE_USE_BEDROCK=1", true, "none"}, // which needs none
-		{"CLAUDE_CODE_USE_VERTEX=True", true, "none"},
-		{"CLAUDE_CODE_USE_BEDROCK=0", false, "placeholder-"},
-	} {
-		t.Run(test.variable, func(t *testing.T) {
-			t.Parallel()
-			s := startServer(t, test.variable,
-				"ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://127.0.0.1:1")
-			env := s.describe("").Env
-			if got := keyOf(env); !strings.HasPrefix(got, test.key) {
-				t.Errorf("the agent's key is %q", got)
-			}
-			if !strings.HasPrefix(test.variable, "VM_") && !slices.Contains(env, test.variable) {
-				t.Errorf("the agent doesn't get the variable:\n%s", strings.Join(env, "\n"))
-			}
-			name, _, _ := strings.Cut(test.variable, "=")
-			if told := strings.Contains(s.stderr.String(), "variable="+name); told != test.told {
-				t.Errorf("the log tells of the variable: %v", told)
-			}
-			if strings.Contains(s.stderr.String(), realKey) {
-				t.Error("the log holds the key")
-			}
-		})
 	}
 }

@@ -39,7 +39,6 @@ type standby struct {
 	health  *health
 	queue   *queue
 	fatal   func(error) // ends the server; must not block
-	ttl     time.Duration
 
 	mu       sync.Mutex            // held by whoever may have an agent, by a command throughout
 	session  string                // the conversation that the next command most likely continues
@@ -84,7 +83,7 @@ func (s *standby) isUsable(a *agent, session string) bool {
 			"exit", exit)
 		return false
 	}
-	isYoung := time.Since(a.started) < s.ttl
+	isYoung := time.Since(a.started) < standbyTTL
 	return a.session == session && isYoung && a.fingerprint == fingerprint(s.cfg)
 }
 
@@ -154,9 +153,7 @@ func (s *standby) maintain() {
 	}
 	defer s.mu.Unlock()
 
-	if s.reaper.killHook == nil {
-		s.reaper.kill(listOrphans)
-	}
+	s.reaper.kill(listOrphans)
 	s.reaper.reapAll()
 	a := s.waiting.Load()
 	if a == nil || s.settled || a.hasExited() || time.Since(a.started) < settleTime {

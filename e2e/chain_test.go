@@ -14,7 +14,7 @@ import (
 func TestImageSixtyForkChainsAreSweptEachTime(t *testing.T) {
 	needImage(t)
 	dir := newDir(t)
-	build := exec.Command("cc", "-O2", "-static", "-o", dir+"/workspace/chain", root(t)+"/testdata/chain.c")
+	build := exec.Command("cc", "-O2", "-static", "-o", dir+"/workspace/chain", root(t)+"/test/testdata/chain.c")
 	if output, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s; make test installs a C compiler as root", err, output)
 	}

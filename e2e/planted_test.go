@@ -58,7 +58,7 @@ func TestNothingThatWasPlantedOutlivesTheStartOfTheNextClaudeCode(t *testing.T) 
 	const daemon = "setsid nohup sleep 1008 >/dev/null 2>&1 &"
 	off := ""
 	if image == "" { // whose program is not built here
-		off = "E2E_PROGRAM=" + mutant(t, "warm.go", "		s.reaper.kill(listOrphans)\n", "")
+		off = "E2E_PROGRAM=" + mutant(t, "warm.go", "	s.reaper.kill(listOrphans)\n", "")
 	}
 	for _, place := range planted {
 		t.Run(place.name, func(t *testing.T) {

@@ -1,0 +1,192 @@
+package test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// By a raw socket: what a slow or odd client sees.
+func TestOddClientsAreAnsweredOrRefused(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	const (
+		head   = "POST /command HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+		length = "Content-Length: 19\r\n\r\n"
+	)
+	in10 := strings.Replace(head, "1.1", "1.0", 1)
+	elsewhere := strings.Replace(head, "/command", "/other", 1)
+	chunked := "Transfer-Encoding: chunked\r\nTrailer: X\r\n\r\n" +
+		"13\r\n" + hello + "\r\n0\r\nX: y\r\n\r\n"
+	tests := []struct {
+		name, text string
+		want       []int
+	}{
+		{"HTTP/1.0", in10 + length + hello, []int{200}},
+		{"a chunked body with a trailer", head + chunked, []int{200}},
+		{"two requests at once", strings.Repeat(head+length+hello, 2), []int{200, 200}},
+		{"a refusal keeps the connection", elsewhere + length + hello + head + length + hello,
+			[]int{404, 200}},
+		{"two lengths", head + "Content-Length: 19\r\nContent-Length: 20\r\n\r\n" + hello, []int{400}},
+		{"an unknown encoding", head + "Transfer-Encoding: chunked, gzip\r\n\r\n", []int{501}},
+		{"a head without end", "GET /healthz HTTP/1.1\r\nX: " + strings.Repeat("x", 32<<10) + "\r\n\r\n",
+			[]int{431}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) { // one after another: without a token none waits
+			connection := s.dial(t)
+			connection.SetDeadline(time.Now().Add(time.Minute))
+			if _, err := io.WriteString(connection, test.text); err != nil {
+				t.Fatal(err)
+			}
+			in := bufio.NewReader(connection)
+			var got []int
+			for range test.want {
+				response, err := http.ReadResponse(in, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				io.Copy(io.Discard, response.Body)
+				got = append(got, response.StatusCode)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("status codes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// halfARequest names a body that is longer than it.
+const halfARequest = "POST /command HTTP/1.1\r\nHost: localhost\r\n" +
+	"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{\"command\":\"hel"
+
+// The control is that the server goes on: each of these holds what a client may.
+func TestIdleConnectionsStarveNobody(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct", "VM_QUEUE=1")
+	for i := range 300 {
+		connection := s.dial(t)
+		switch i % 3 { // nothing, half a head, half a body without the token
+		case 1:
+			io.WriteString(connection, "POST /command HTTP/1.1\r\nHost: a")
+		case 2:
+			io.WriteString(connection, halfARequest)
+		}
+	}
+	if got := s.ask("hello", "Authorization", "Bearer correct"); got.Status != "success" {
+		t.Errorf("beside 300 idle connections: %+v %+v", got, got.Error)
+	}
+}
+
+// Each request to the key proxy takes a second connection, to the API. What holds them is
+// what has to be swept.
+func TestTheAgentsRequestsTakeNoDescriptorThatASweepNeeds(t *testing.T) {
+	t.Parallel()
+	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { io.Copy(io.Discard, r.Body) })
+	s := startServer(t, "VM_TIMEOUT=1m", "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL="+api.URL)
+	s.goesOn()
+	marker := newMarker()
+	outcomes := make(chan reply, 1)
+	s.background(context.Background(), "waits "+marker, outcomes)
+	_, cli := s.running(marker)
+	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", cli))
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := map[string]string{}
+	for entry := range strings.SplitSeq(string(environ), "\x00") {
+		name, rest, _ := strings.Cut(entry, "=")
+		value[name] = rest
+	}
+
+	s.countable()
+	s.resources()
+	lift := s.limit("nofile", 90)
+	var connections []net.Conn
+	for range 60 {
+		connection, err := net.Dial("tcp", strings.TrimPrefix(value["ANTHROPIC_BASE_URL"], "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		connections = append(connections, connection)
+		fmt.Fprintf(connection, "POST /v1/messages HTTP/1.1\r\nHost: x\r\nX-Api-Key: %s\r\n"+
+			"Content-Length: 1000000\r\n\r\nhalf", value["ANTHROPIC_API_KEY"])
+	}
+	for range 60 {
+		connection := s.dial(t)
+		connections = append(connections, connection)
+		io.WriteString(connection, "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+	}
+	eventually(t, "as many are held as may be", func() bool {
+		return s.resources().descriptors > 90/3+90/6+90/6
+	})
+
+	syscall.Kill(cli, syscall.SIGKILL) // and what it started is left to the sweep
+	o := <-outcomes
+	if inShort(o.answer) != "failed agent_crashed" ||
+		!strings.Contains(o.answer.Error.Message, "signal: killed") {
+		t.Errorf("the command: %+v %+v", o, o.answer.Error)
+	}
+	nothingLeft(t, marker)
+	if strings.Contains(s.stderr.String(), "too many open files") {
+		t.Errorf("no descriptor was left:\n%s", s.stderr)
+	}
+	lift()
+	for _, connection := range connections {
+		connection.Close()
+	}
+	s.goesOn()
+}
+
+// Clients that say nothing may not take the descriptors that a sweep needs.
+func TestIdleClientsTakeNoDescriptorThatASweepNeeds(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TIMEOUT=1m")
+	s.goesOn()
+	marker := newMarker()
+	outcomes := make(chan reply, 1)
+	s.background(context.Background(), "waits "+marker, outcomes)
+	_, cli := s.running(marker)
+	s.countable()
+	s.resources()
+	defer s.limit("nofile", 64)()
+	var connections []net.Conn
+	for range 80 {
+		connections = append(connections, s.dial(t))
+	}
+	eventually(t, "as many are held as may be", func() bool {
+		return s.resources().descriptors > 64/3
+	})
+	held := 0
+	for _, connection := range connections {
+		connection.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		if _, err := connection.Read(make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {
+			held++
+		}
+	}
+	if held > 64/3 {
+		t.Errorf("%d idle connections are held", held)
+	}
+	syscall.Kill(cli, syscall.SIGKILL) // and what it started is left to the sweep
+	o := <-outcomes
+	if inShort(o.answer) != "failed agent_crashed" ||
+		!strings.Contains(o.answer.Error.Message, "signal: killed") {
+		t.Errorf("the command: %+v %+v", o, o.answer.Error)
+	}
+	nothingLeft(t, marker)
+	eventually(t, "who says nothing is closed in the end", func() bool {
+		return s.resources().descriptors < 64/3
+	})
+	s.goesOn()
+}

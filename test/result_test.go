@@ -1,0 +1,170 @@
+package test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	noCredentialsMessage = "the server has no credentials for the model's API; " +
+		"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user"
+	keyRefusedMessage = "the model's API rejects the server's credentials; " +
+		"check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)"
+	timeoutMessage = "the command took longer than VM_TIMEOUT and was stopped; " +
+		"send its session_id to go on"
+)
+
+func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
+	t.Parallel()
+	patient := startServer(t, "VM_TIMEOUT=1m", "VM_EXIT_GRACE=20s") // a slow exit is no silence
+	strict := startServer(t, "VM_TIMEOUT=1m")
+	playwright := []mcpServer{{"playwright", "connected"}}
+	success := func(result string) answer {
+		return answer{Status: "success", Result: result, NumTurns: 2, CostUSD: 0.25}
+	}
+	failed := func(code string, message string) answer {
+		return answer{Status: "failed", Error: &apiError{Code: code, Message: message}}
+	}
+	crashed := func(exit, stderr string) answer {
+		return failed("agent_crashed",
+			"Claude Code ended without a result: "+exit+"; the end of its stderr: "+stderr)
+	}
+	saying := func(text string, a answer) answer {
+		a.Result = text
+		return a
+	}
+	leaving := func(swept int, a answer) answer {
+		a.Killed = swept
+		return a
+	}
+	background := func(swept int, a answer) answer {
+		a.Background = true
+		return leaving(swept, a)
+	}
+	noCredentials := failed("no_credentials", noCredentialsMessage)
+	keyRefused := failed("authentication_failed", keyRefusedMessage)
+	timeout := answer{Status: "timeout", Error: &apiError{Code: "timeout", Message: timeoutMessage}}
+	interrupted := saying("half of it", timeout)
+	interrupted.NumTurns, interrupted.CostUSD = 7, 0.5
+	late := saying("all of it", timeout)
+	late.NumTurns, late.CostUSD = 2, 0.25
+	limited := func(code string, message, until, words string) answer {
+		a := failed(code, message+": "+words+
+			"; send the command again later, with its session_id to go on")
+		a.Error.RetryAt, a.Result = until, words
+		return a
+	}
+	const spent, busy = "the account's limit is reached", "the model's API is overloaded"
+	died := crashed("signal: killed", "")
+	died.Error.Message = strings.Replace(died.Error.Message, "without a result",
+		"in a turn that followed its result", 1)
+	died.NumTurns, died.CostUSD = 2, 0.25
+	silent := crashed("exit status 0", "")
+	silent.SessionID, silent.MCPServers = "-", []mcpServer{}
+	const unknown = "No conversation found with session ID: x; " +
+		"leave session_id out to begin a new conversation"
+	tests := []struct {
+		name, command string
+		want          answer
+	}{
+		{"a plain answer", "hello", success("hello")},
+		{"the last of two results counts", "answers-twice", success("second")},
+		{"a turn after the result may be silent for longer than the exit grace",
+			"takes-another-turn", success("second")},
+		{"a result stands although the CLI exits with 1", "answers-and-fails", success("answered")},
+		{"a result stands although the CLI dies", "answers-and-dies", success("answered")},
+		{"a CLI that dies in a turn after its result", "answers-and-dies-in-its-next-turn",
+			saying("going on", died)},
+		{"a result and then silence", "answers-and-stays",
+			background(1, success("answered"))},
+		{"a result and then a closed stdout", "answers-and-closes-stdout",
+			background(0, success("answered"))},
+		{"garbage is skipped", "writes-garbage", success("writes-garbage")},
+		{"is_error decides, not subtype", "reports-an-error",
+			failed("agent_error", "API Error: 529 overloaded")},
+		{"an unknown session", "unknown-session", failed("session_not_found", unknown)},
+		{"the third refusal of the key ends the command", "key-refused", keyRefused},
+		{"a key that the CLI gives up on", "gives-up-on-its-key",
+			saying("Invalid API key", keyRefused)},
+		{"no credentials at all", "not-logged-in", saying("Not logged in", noCredentials)},
+		{"a plan's limit", "hits-a-limit 1795707601",
+			limited("usage_limit", spent, "2026-11-26T15:40:01Z", "You've hit your limit")},
+		{"a plan's limit until no date at all", "hits-a-limit 1e300",
+			limited("usage_limit", spent, "", "You've hit your limit")},
+		{"no balance", "has-no-balance",
+			limited("usage_limit", spent, "", "Credit balance is too low")},
+		{"an API that has too much to do", "is-overloaded 529",
+			limited("overloaded", busy, "", "API Error")},
+		{"an API that is asked too often", "is-overloaded 429",
+			limited("overloaded", busy, "", "API Error")},
+		{"another refusal of the API", "is-overloaded 500", saying("API Error",
+			failed("agent_error", "API Error"))},
+		{"an exit without a result", "exits", crashed("exit status 3", "the reason")},
+		{"a signal without a result", "dies",
+			saying("last words", crashed("signal: killed", ""))},
+		{"the end of a long stderr", "fills-stderr",
+			crashed("exit status 1", strings.Repeat("e", 8<<10-7)+"the end")},
+		{"an empty stream", "says-nothing", silent},
+		{"a CLI that reports when it is interrupted", "tells-when-interrupted", interrupted},
+		{"a good result after the stop is text, no verdict", "answers-well-when-interrupted", late},
+		{"a CLI that doesn't care", "ignores-signals",
+			leaving(1, saying("still here", timeout))},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			s := patient
+			isTurn := test.command == "takes-another-turn"
+			if test.want.Background || isTurn {
+				s = strict
+			}
+			var got answer
+			if test.want.Status == "timeout" {
+				overtime(func(timeout string) bool {
+					got = startServer(t, timeout).ask(test.command + " " + newMarker())
+					return got.Result != ""
+				})
+			} else {
+				got = s.ask(test.command + " " + newMarker())
+			}
+			if got.DurationMS < 0 || got.DurationMS > 120000 {
+				t.Errorf("duration_ms is %d", got.DurationMS)
+			}
+			got.DurationMS = 0
+			if isTurn {
+				got.Background = false // its exit may be slow
+			}
+			switch test.want.SessionID {
+			case "":
+				test.want.SessionID, test.want.MCPServers = testSession, playwright
+			case "-":
+				test.want.SessionID = ""
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("answer (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// It was answered 200 with an empty body, and so was each replay.
+func TestANumberWithoutAnEndIsAnsweredAndReplayed(t *testing.T) {
+	t.Parallel()
+	const line = `prints {"type":"result","result":"dear","total_cost_usd":1e300}`
+	s := startKeyed(t)
+	for _, replayed := range []string{"", "true"} {
+		response, body := s.askWithKey("a", line)
+		if got := response.Header.Get("Idempotency-Replayed"); got != replayed {
+			t.Errorf("Idempotency-Replayed is %q, want %q", got, replayed)
+		}
+		var got answer
+		if err := json.Unmarshal([]byte(body), &got); err != nil {
+			t.Fatalf("%v: %q", err, body)
+		}
+		if diff := cmp.Diff("success", inShort(got)); diff != "" || got.Result != "dear" {
+			t.Errorf("answer (-want +got):\n%s%s", diff, body)
+		}
+	}
+}
