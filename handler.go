@@ -29,6 +29,12 @@ type handler struct {
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if h.auth.isAuthorized(r) {
+		keepConnection(r)
+	} else {
+		w.Header().Set("Connection", "close")
+	}
+
 	var err error
 	switch {
 	case r.URL.Path == "/command" && r.Method == "POST":

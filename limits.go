@@ -1,10 +1,11 @@
 package main
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"net/http"
-	"sync/atomic"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -21,7 +22,7 @@ const (
 // and by number. A handler that answers for longer than ReadTimeout lifts that deadline,
 // and sets one for each of its writes.
 func newHTTPServer(handler http.Handler, log *slog.Logger, share uint64) *http.Server {
-	connections := &connLimiter{share: share}
+	limiter := &connLimiter{share: share, log: log, open: map[net.Conn]*openConn{}}
 	return &http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 10 * time.Second,
@@ -29,25 +30,93 @@ func newHTTPServer(handler http.Handler, log *slog.Logger, share uint64) *http.S
 		IdleTimeout:       30 * time.Second,
 		MaxHeaderBytes:    16 << 10,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-		ConnState:         connections.track,
+		ConnState:         limiter.track,
+		ConnContext:       limiter.connContext,
 	}
 }
 
-// connLimiter counts open connections, and closes one too many at once.
+// connLimiter bounds the number of open connections. Where there is one too many, the one
+// that has served no accepted request for longest makes room: nobody can keep others out by
+// holding connections. It is safe for concurrent use.
 type connLimiter struct {
 	share uint64 // one in so many descriptors may be a connection
-	open  atomic.Uint64
+	log   *slog.Logger
+
+	mu      sync.Mutex
+	open    map[net.Conn]*openConn
+	lastLog time.Time
+}
+
+// openConn is what is known of a connection.
+type openConn struct {
+	isAccepted bool      // its request may be sent by who sent it
+	since      time.Time // when it was opened, or its last request ended
 }
 
 // track is http.Server.ConnState: it is called for each connection, in order.
 func (c *connLimiter) track(connection net.Conn, state http.ConnState) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+
 	switch state {
 	case http.StateNew:
-		if c.open.Add(1) > maxOpenFiles()/c.share {
-			connection.Close()
+		c.open[connection] = &openConn{since: time.Now()}
+		if uint64(len(c.open)) > maxOpenFiles()/c.share {
+			c.closeIdle()
+		}
+	case http.StateIdle:
+		entry := c.open[connection]
+		if entry != nil { // or it made room
+			*entry = openConn{since: time.Now()}
 		}
 	case http.StateClosed, http.StateHijacked: // a hijacked one never becomes closed
-		c.open.Add(^uint64(0))
+		delete(c.open, connection)
+	}
+}
+
+// closeIdle closes the connection that has been idle for longest: the newest one, if all
+// others serve accepted requests. mu is held.
+func (c *connLimiter) closeIdle() {
+	var idlest net.Conn
+	for connection, entry := range c.open {
+		isIdler := idlest == nil || entry.since.Before(c.open[idlest].since)
+		if !entry.isAccepted && isIdler {
+			idlest = connection
+		}
+	}
+	delete(c.open, idlest)
+	idlest.Close()
+
+	if time.Since(c.lastLog) > time.Minute {
+		c.lastLog = time.Now()
+		c.log.Warn("too many connections are open: closed the one that was idle for longest",
+			"limit", len(c.open))
+	}
+}
+
+// acceptKey is the key of a connection's accept function in the context of its requests.
+type acceptKey struct{}
+
+// connContext is http.Server.ConnContext.
+func (c *connLimiter) connContext(ctx context.Context, connection net.Conn) context.Context {
+	accept := func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+
+		entry := c.open[connection]
+		if entry != nil {
+			entry.isAccepted = true
+		}
+	}
+	return context.WithValue(ctx, acceptKey{}, accept)
+}
+
+// keepConnection lets no other connection take the place of this request's while it is
+// served. Call it for a request whose sender may send it.
+func keepConnection(r *http.Request) {
+	accept, isTracked := r.Context().Value(acceptKey{}).(func())
+	if isTracked {
+		accept()
 	}
 }
 

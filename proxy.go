@@ -172,6 +172,7 @@ func (p *credentialProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case hasNeedlessBody: // which another server may take for the next request
 		to.writeError(w, http.StatusBadRequest, "forwards no GET with a body")
 	default:
+		keepConnection(r)
 		to.forward(w, r, g)
 	}
 }

@@ -230,17 +230,33 @@ func TestAHijackedConnectionCountsNoMore(t *testing.T) {
 	connection, other := net.Pipe()
 	defer connection.Close()
 	defer other.Close()
-	for last, want := range map[http.ConnState]uint64{
+	for last, want := range map[http.ConnState]int{
 		http.StateIdle:     1,
 		http.StateClosed:   0,
 		http.StateHijacked: 0,
 	} {
-		c := &connLimiter{share: clientShare}
+		c := &connLimiter{share: clientShare, open: map[net.Conn]*openConn{}}
 		c.track(connection, http.StateNew)
 		c.track(connection, last)
-		if diff := cmp.Diff(want, c.open.Load()); diff != "" {
+		if diff := cmp.Diff(want, len(c.open)); diff != "" {
 			t.Errorf("open connections when one is %s (-want +got):\n%s", last, diff)
 		}
+	}
+}
+
+// It isn't parallel, as the limit is everybody's: 40 connections are a sixth of it.
+func TestIdleConnectionsKeepNoRequestFromTheProxy(t *testing.T) {
+	limitDescriptors(t, 240)
+	p := newTestProxy(t, newAPI(t, func(w http.ResponseWriter, r *http.Request) {}).URL)
+	for range 100 {
+		defer p.dial(t).Close()
+	}
+	status, text := p.send(t, "GET /v1/models", "Connection: close")
+	if diff := cmp.Diff(200, status); diff != "" {
+		t.Errorf("status beside 100 idle connections (-want +got):\n%s%s", diff, text)
+	}
+	if count := strings.Count(p.log.String(), "too many connections"); count != 1 {
+		t.Errorf("the log says it %d times, which is once a minute at most:\n%s", count, p.log)
 	}
 }
 

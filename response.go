@@ -5,18 +5,14 @@ import (
 	"fmt"
 	"mime"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 )
 
-// A client that is sent data, and takes less than chunkSize of it within writeTimeout, is
-// disconnected.
-const (
-	writeTimeout = 20 * time.Second
-	chunkSize    = 1 << 20 // bytes
-)
+// writeTimeout is how long a client may take to read one event or heartbeat and, once its
+// command has ended, everything that is left. Then it is disconnected.
+const writeTimeout = 30 * time.Second
 
 // wantsStream reports whether a client asks for an event stream: whether it accepts one,
 // and does not prefer JSON (RFC 9110, 12.5.1).
@@ -50,8 +46,8 @@ func sendJSON(w http.ResponseWriter, o *operation, heartbeat time.Duration,
 	for {
 		select {
 		case <-o.done:
-			out.write(o.response)
-			out.write([]byte("\n"))
+			out.limitRest()
+			out.write(o.response, []byte("\n"))
 			return out.flush()
 		case <-gone:
 			return errClientGone
@@ -73,6 +69,9 @@ func sendEvents(w http.ResponseWriter, o *operation, heartbeat time.Duration,
 	tick := time.Tick(heartbeat)
 	for {
 		isDone := o.isDone() // before the look, so that it finds the last event
+		if isDone {
+			out.limitRest()
+		}
 		e, changed := subscriber.take()
 		switch {
 		case e != nil:
@@ -97,9 +96,10 @@ func sendEvents(w http.ResponseWriter, o *operation, heartbeat time.Duration,
 
 // streamWriter writes to one client. After the first error it writes no more.
 type streamWriter struct {
-	w       http.ResponseWriter
-	control *http.ResponseController
-	err     error
+	w         http.ResponseWriter
+	control   *http.ResponseController
+	isLimited bool // by the deadline for the rest
+	err       error
 }
 
 func newStreamWriter(w http.ResponseWriter, contentType string) *streamWriter {
@@ -109,17 +109,32 @@ func newStreamWriter(w http.ResponseWriter, contentType string) *streamWriter {
 
 	control := http.NewResponseController(w)
 	control.SetReadDeadline(time.Time{}) // the request is read; its sender may wait for long
-	control.SetWriteDeadline(time.Now().Add(writeTimeout))
-	return &streamWriter{w: w, control: control}
+	s := &streamWriter{w: w, control: control}
+	s.setDeadline()
+	return s
 }
 
-func (s *streamWriter) write(data []byte) {
-	for chunk := range slices.Chunk(data, chunkSize) {
-		if s.err != nil {
-			return
+func (s *streamWriter) setDeadline() {
+	s.control.SetWriteDeadline(time.Now().Add(writeTimeout))
+}
+
+// limitRest sets the deadline for all that follows, when it is called first.
+func (s *streamWriter) limitRest() {
+	if !s.isLimited {
+		s.setDeadline()
+		s.isLimited = true
+	}
+}
+
+// write writes parts that belong together, under one deadline.
+func (s *streamWriter) write(parts ...[]byte) {
+	if !s.isLimited {
+		s.setDeadline()
+	}
+	for _, part := range parts {
+		if s.err == nil {
+			_, s.err = s.w.Write(part)
 		}
-		s.control.SetWriteDeadline(time.Now().Add(writeTimeout))
-		_, s.err = s.w.Write(chunk)
 	}
 }
 
@@ -130,14 +145,11 @@ func (s *streamWriter) writeEvent(e *event) {
 	if bytes.Contains(data, []byte("\r")) {
 		data = bytes.ReplaceAll(data, []byte("\r"), nil)
 	}
-	s.write(fmt.Appendf(nil, "event: %s\ndata: ", e.name))
-	s.write(data)
-	s.write([]byte("\n\n"))
+	s.write(fmt.Appendf(nil, "event: %s\ndata: ", e.name), data, []byte("\n\n"))
 }
 
 func (s *streamWriter) flush() error {
 	if s.err == nil {
-		s.control.SetWriteDeadline(time.Now().Add(writeTimeout))
 		s.err = s.control.Flush()
 	}
 	return s.err

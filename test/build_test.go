@@ -48,6 +48,17 @@ var variants = map[string][]edit{
 		"\tfor _, err := os.Stat(\"sweep\"); err != nil; _, err = os.Stat(\"sweep\") {\n" +
 			"\t\ttime.Sleep(5 * time.Millisecond)\n\t}\n" + beginKill}},
 
+	// A connection too many is closed, and none makes room for it.
+	"first come": {{"limits.go", "\t\t\tc.closeIdle()\n",
+		"\t\t\tdelete(c.open, connection)\n\t\t\tconnection.Close()\n\t\t\t_ = c.closeIdle\n"}},
+
+	// A client has ten seconds to take what is left, or each piece of it.
+	"short write": {shortWrite},
+	"short write for each piece": {shortWrite, {"response.go", "\t\t\t_, s.err = s.w.Write(part)\n",
+		"\t\t\tfor len(part) > 0 && s.err == nil {\n\t\t\t\ts.setDeadline()\n" +
+			"\t\t\t\tn := min(len(part), 1<<16)\n" +
+			"\t\t\t\t_, s.err = s.w.Write(part[:n])\n\t\t\t\tpart = part[n:]\n\t\t\t}\n"}},
+
 	// After a second a waiting CLI and a kept answer are old, and a silent CLI hangs.
 	"short lives": {
 		{"warm.go", "standbyTTL = 30 * time.Minute", "standbyTTL = time.Second"},
@@ -57,6 +68,8 @@ var variants = map[string][]edit{
 }
 
 const beginKill = "\tr.mu.Lock()\n\tr.killed = 0\n" // of killAll
+
+var shortWrite = edit{"response.go", "writeTimeout = 30 *", "writeTimeout = 10 *"}
 
 func variantOf(env []string) string {
 	for _, entry := range env {
@@ -124,20 +137,26 @@ func writeOverlay(t testing.TB, name string, edits []edit) (path string) {
 	t.Helper()
 	root := projectRoot(t)
 	replaced := map[string]string{root + "/signals_linux.go": root + "/test/testdata/signals.go"}
+	changed := map[string]string{}
 	for _, e := range edits {
-		data, err := os.ReadFile(filepath.Join(root, e.file))
-		if err != nil {
-			t.Fatal(err)
+		if changed[e.file] == "" {
+			data, err := os.ReadFile(filepath.Join(root, e.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			changed[e.file] = string(data)
 		}
-		if count := strings.Count(string(data), e.text); count != 1 {
+		if count := strings.Count(changed[e.file], e.text); count != 1 {
 			t.Fatalf("%s has %q %d times", e.file, e.text, count)
 		}
-		changed := filepath.Join(builds.dir, name+"-"+e.file)
-		text := strings.Replace(string(data), e.text, e.replacement, 1)
-		if err := os.WriteFile(changed, []byte(text), 0o644); err != nil {
+		changed[e.file] = strings.Replace(changed[e.file], e.text, e.replacement, 1)
+	}
+	for file, text := range changed {
+		path := filepath.Join(builds.dir, name+"-"+file)
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		replaced[filepath.Join(root, e.file)] = changed
+		replaced[filepath.Join(root, file)] = path
 	}
 
 	data, err := json.Marshal(map[string]any{"Replace": replaced})

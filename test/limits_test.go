@@ -10,6 +10,8 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -86,6 +88,83 @@ func TestIdleConnectionsStarveNobody(t *testing.T) {
 	}
 	if got := s.ask("hello", "Authorization", "Bearer correct"); got.Status != "success" {
 		t.Errorf("beside 300 idle connections: %+v %+v", got, got.Error)
+	}
+}
+
+// What is asked without the token gets an answer, and no hold on the connection.
+func TestAConnectionIsKeptOnlyForWhoMaySendCommands(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct")
+	for _, test := range []struct {
+		name, path, authorization string
+		closes                    bool
+	}{
+		{"health without the token", "/healthz", "", true},
+		{"health with a wrong one", "/healthz", "Bearer wrong", true},
+		{"another path without it", "/other", "", true},
+		{"health with the token", "/healthz", "Bearer correct", false},
+	} {
+		connection := s.dial(t)
+		connection.SetDeadline(time.Now().Add(time.Minute))
+		fmt.Fprintf(connection, "GET %s HTTP/1.1\r\nHost: vm.example\r\nAuthorization: %s\r\n\r\n",
+			test.path, test.authorization)
+		response, err := http.ReadResponse(bufio.NewReader(connection), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(test.closes, response.Close); diff != "" {
+			t.Errorf("%s: the connection closes (-want +got):\n%s", test.name, diff)
+		}
+	}
+}
+
+// As many as there may be ask for the health again and again on connections that are kept,
+// as the agent can while there is no token. The control serves first who came first.
+func TestConnectionsThatAreKeptInUseStarveNobody(t *testing.T) {
+	t.Parallel()
+	for _, variant := range []string{"", "first come"} {
+		s := startServer(t, "TEST_VARIANT="+variant)
+		s.goesOn()
+		const limit = 30
+		lift := s.limit("nofile", 3*limit)
+		ctx, cancel := context.WithCancel(context.Background())
+		var asking sync.WaitGroup
+		var answers atomic.Int32
+		for range limit {
+			asking.Go(func() {
+				client := &http.Client{Transport: &http.Transport{}}
+				for ctx.Err() == nil {
+					response, err := client.Get(s.url + "/healthz")
+					if err == nil {
+						io.Copy(io.Discard, response.Body)
+						response.Body.Close()
+						answers.Add(1)
+					}
+					time.Sleep(20 * time.Millisecond)
+				}
+				client.CloseIdleConnections()
+			})
+		}
+		eventually(t, "they ask", func() bool { return answers.Load() > 10*limit })
+
+		failed := 0
+		for range 20 {
+			_, body, err := s.post(context.Background(), "hello")
+			if err != nil || !strings.Contains(body, `"success"`) {
+				failed++
+			}
+		}
+		cancel()
+		asking.Wait()
+		lift()
+		switch {
+		case variant == "" && failed > 0:
+			t.Errorf("%d of 20 commands got no answer; the server's log:\n%s", failed, s.stderr)
+		case variant != "" && failed == 0:
+			t.Error("the control answers too, so this proves nothing")
+		case variant == "":
+			s.logged("too many connections are open")
+		}
 	}
 }
 
