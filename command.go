@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"log/slog"
 	"time"
+	"unicode/utf8"
 )
 
 // outputTimeout is how long a CLI may print nothing at all after its prompt, unless a hook
@@ -156,6 +158,9 @@ func (r *runner) supervise(a *agent, o *operation) *outcome {
 // handleLine takes in one line and publishes it. It returns 1 if a hook began with it, and
 // -1 if one ended.
 func (r *runner) handleLine(line []byte, a *agent, o *operation, out *outcome) (hooks int) {
+	if !utf8.Valid(line) { // which neither JSON nor an event stream may contain
+		line = bytes.ToValidUTF8(line, []byte("\ufffd"))
+	}
 	m := parseLine(line)
 	if m == nil {
 		out.skippedLines++

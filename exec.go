@@ -123,6 +123,10 @@ func (a *agent) startWithPipes(cmd *exec.Cmd, r *reaper) (err error) {
 func (a *agent) waitExit(cmd *exec.Cmd, r *reaper) {
 	r.wait(cmd)
 	a.exit = cmd.ProcessState.String() // such as "exit status 1", "signal: killed"
+	if cmd.ProcessState.Sys().(syscall.WaitStatus).Stopped() {
+		// Then it has made this process its tracer, and can't go on (ptrace(2)).
+		a.exit = "it stopped, was traced, and was killed"
+	}
 	close(a.exited)
 }
 

@@ -64,7 +64,8 @@ func (r *reaper) start(cmd *exec.Cmd) error {
 	return err
 }
 
-// wait returns when the agent has ended.
+// wait returns when the agent has ended, or has stopped and is traced by this process: then
+// it counts as a process that it left.
 func (r *reaper) wait(cmd *exec.Cmd) {
 	cmd.Wait()
 

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
 	"net/http"
 	"strconv"
@@ -12,10 +13,11 @@ import (
 	"time"
 )
 
-// answer is the response of an accepted command.
+// answer is the response of an accepted command. Whatever the agent prints, it is bounded.
 type answer struct {
 	Status     string                 `json:"status"`
 	Result     string                 `json:"result"`
+	Truncated  bool                   `json:"truncated,omitempty"` // the result was longer
 	SessionID  string                 `json:"session_id,omitempty"`
 	DurationMS int64                  `json:"duration_ms"`
 	NumTurns   int                    `json:"num_turns"`
@@ -25,6 +27,13 @@ type answer struct {
 	Background bool                   `json:"background_stopped,omitempty"`
 	Error      *apiError              `json:"error,omitempty"`
 }
+
+const (
+	maxResult     = 1 << 20 // bytes
+	maxMessage    = 10_000  // characters of an error's message
+	maxText       = 1_000   // characters of any other text
+	maxMCPServers = 100
+)
 
 type mcpServer struct {
 	Name   string `json:"name"`
@@ -181,7 +190,9 @@ type outcome struct {
 // What comes then is no result but text: a SIGINT releases a result that was held back for
 // a subagent, and that looks like a good one (measured).
 func (o *outcome) apply(m *streamMessage, isStopping bool) {
-	o.SessionID = cmp.Or(m.SessionID, o.SessionID)
+	if uuid.MatchString(m.SessionID) {
+		o.SessionID = m.SessionID
+	}
 	if isStopping && o.state == hasResult {
 		return
 	}
@@ -243,7 +254,7 @@ func roundCost(cost float64) float64 {
 // is_error tells whether a result is good: subtype can be success in an error, and the exit
 // status 0 after one (measured).
 func (o *outcome) finish() {
-	o.MCPServers = append(boundedList[mcpServer]{}, o.MCPServers...) // JSON: [], not null
+	o.boundServers()
 	o.Background = o.stopped == errIdleAfterResult
 
 	wasStopped := o.stopped != nil && !o.Background
@@ -269,11 +280,33 @@ func (o *outcome) finish() {
 	default:
 		o.fail(o.classify())
 	}
+
+	if len(o.Result) > maxResult {
+		o.Result = strings.ToValidUTF8(o.Result[:maxResult], "") // without half a character
+		o.Truncated = true
+	}
+}
+
+func (o *outcome) boundServers() {
+	servers := boundedList[mcpServer]{} // JSON: [], not null
+	for _, s := range o.MCPServers[:min(len(o.MCPServers), maxMCPServers)] {
+		servers = append(servers, mcpServer{truncate(s.Name, maxText), truncate(s.Status, maxText)})
+	}
+	o.MCPServers = servers
+}
+
+// truncate returns the beginning of a text, so many characters at most.
+func truncate(text string, characters int) string {
+	return fmt.Sprintf("%.*s", characters, text)
 }
 
 func (o *outcome) fail(reason *apiError) {
-	o.Error = reason
 	o.Status = reason.status()
+	o.Error = &apiError{
+		Code:    reason.Code,
+		Message: truncate(reason.Message, maxMessage),
+		RetryAt: reason.RetryAt,
+	}
 }
 
 // classify returns what a result with is_error means.

@@ -369,6 +369,7 @@ func newMarker() string { return "marker-" + strconv.FormatInt(time.Now().UnixNa
 type answer struct {
 	Status     string      `json:"status"`
 	Result     string      `json:"result"`
+	Truncated  bool        `json:"truncated"`
 	SessionID  string      `json:"session_id"`
 	DurationMS int64       `json:"duration_ms"`
 	NumTurns   int         `json:"num_turns"`

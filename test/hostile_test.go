@@ -146,6 +146,28 @@ func hostileClaude() {
 		spawn(marker, true, "sleep")
 		result("answered")
 		time.Sleep(time.Hour)
+	case "writes-invalid-utf8": // so many lines of nearly 16 MiB, and a result
+		count, _ := strconv.Atoi(marker)
+		text := strings.Repeat("\xffx", 8<<20-1000)
+		for range count {
+			say(text)
+		}
+		emit(`{"type":"result","result":"` + text + `"}`)
+		return
+	case "is-traced-and-stops", "answers-well-traced-and-stopped":
+		spawn(marker, true, "sleep")
+		if behaviour == "answers-well-traced-and-stopped" {
+			result("answered")
+		}
+		traceMe()
+		syscall.Kill(os.Getpid(), syscall.SIGUSR1)
+		time.Sleep(time.Hour)
+	case "boasts-of-everything":
+		many := strings.Repeat("e", 20_000)
+		emit(`{"type":"system","subtype":"init","session_id":"` + many + `","mcp_servers":[` +
+			strings.Repeat(`{"name":"`+many+`","status":"`+many+`"},`, 150) + `{}]}`)
+		emit(`{"type":"result","is_error":true,"result":"` + many + `","session_id":"none"}`)
+		return
 	case "floods":
 		out := bufio.NewWriterSize(os.Stdout, 1<<20)
 		chunk := []byte(strings.Repeat("x", 1<<20))

@@ -1,9 +1,12 @@
 package test
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -167,4 +170,74 @@ func TestANumberWithoutAnEndIsAnsweredAndReplayed(t *testing.T) {
 			t.Errorf("answer (-want +got):\n%s%s", diff, body)
 		}
 	}
+}
+
+// Whatever the agent prints.
+func TestAnAnswerIsBounded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	long := s.ask(fmt.Sprint("answers-with ", 3<<20))
+	if diff := cmp.Diff("success", inShort(long)); diff != "" || len(long.Result) != 1<<20 || !long.Truncated {
+		t.Errorf("answer (-want +got):\n%s%d bytes, truncated: %v", diff, len(long.Result), long.Truncated)
+	}
+	whole := s.ask(fmt.Sprint("answers-with ", 1<<20))
+	if len(whole.Result) != 1<<20 || whole.Truncated {
+		t.Errorf("a result of just the limit has %d bytes, truncated: %v", len(whole.Result), whole.Truncated)
+	}
+
+	got := s.ask("boasts-of-everything")
+	if diff := cmp.Diff(testSession, got.SessionID); diff != "" {
+		t.Errorf("the last session_id that is a UUID (-want +got):\n%.300s", diff)
+	}
+	bounds := []int{len(got.Error.Message), len(got.MCPServers), len(got.MCPServers[0].Name), len(got.MCPServers[0].Status)}
+	if diff := cmp.Diff([]int{10_000, 100, 1000, 1000}, bounds); diff != "" {
+		t.Errorf("lengths of the message, the servers, a name and a status (-want +got):\n%s", diff)
+	}
+}
+
+// Streams and answers are UTF-8, and what is not takes no more memory than what is.
+func TestInvalidUTF8IsReplacedAndTakesNoMoreMemory(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	for accept, lines := range map[string]int{"application/json": 5, "text/event-stream": 1} {
+		command := fmt.Sprint("writes-invalid-utf8 ", lines)
+		_, body, err := s.post(context.Background(), command, "Accept", accept)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !utf8.ValidString(body) {
+			t.Errorf("%s is not UTF-8", accept)
+		}
+		if !strings.Contains(body, `"status":"success"`) || !strings.Contains(body, "\ufffdx\ufffdx") {
+			t.Errorf("%s: %.200q", accept, body)
+		}
+		if size := len(body); accept == "application/json" && size > 2<<20 {
+			t.Errorf("the answer has %d bytes", size)
+		}
+	}
+	if peak := kilobytes(s.cmd.Process.Pid, "VmHWM") >> 10; !hasRaceDetector() && peak > 400 {
+		t.Errorf("the server took %d MB", peak)
+	}
+}
+
+// A process that asks its parent to trace it stops at its next signal, and wait reports that
+// stop (ptrace(2)): it is no end.
+func TestAnAgentThatIsTracedHasNotEnded(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TIMEOUT=3s")
+	marker := newMarker()
+	for command, want := range map[string]string{
+		"is-traced-and-stops":             "failed agent_crashed",
+		"answers-well-traced-and-stopped": "success",
+	} {
+		got := s.ask(command + " " + marker)
+		if diff := cmp.Diff(want, inShort(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s%+v", command, diff, got.Error)
+		}
+		if got.Error != nil && !strings.Contains(got.Error.Message, "was killed") {
+			t.Errorf("%s: %q", command, got.Error.Message)
+		}
+		nothingLeft(t, marker)
+	}
+	s.goesOn()
 }

@@ -5,8 +5,10 @@ package test
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 )
 
@@ -35,6 +37,20 @@ func openTerminal(t *testing.T) (path string) {
 	ioctl(syscall.TIOCSPTLCK, &unlock)
 	ioctl(syscall.TIOCGPTN, &number)
 	return fmt.Sprint("/dev/pts/", number)
+}
+
+// traceMe makes the parent this process's tracer.
+func traceMe() {
+	for range 100 { // on each thread, as a signal may come to any
+		go func() {
+			runtime.LockOSThread()
+			syscall.RawSyscall(syscall.SYS_PTRACE, syscall.PTRACE_TRACEME, 0, 0)
+			select {}
+		}()
+	}
+	runtime.LockOSThread()
+	syscall.RawSyscall(syscall.SYS_PTRACE, syscall.PTRACE_TRACEME, 0, 0)
+	time.Sleep(100 * time.Millisecond)
 }
 
 // waitForInput returns when there is something to read from stdin, which it

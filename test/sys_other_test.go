@@ -16,6 +16,8 @@ func ownNamespaces() *syscall.SysProcAttr { panic(linuxAlone) }
 
 func readAsStdin(*os.File) error { panic(linuxAlone) }
 
+func traceMe() { panic(linuxAlone) }
+
 func waitForInput() { panic(linuxAlone) }
 
 func forkChain() { panic(linuxAlone) }
