@@ -35,6 +35,7 @@ func (r *runner) run(o *operation) {
 	}
 	r.queue.leave(o.ticket)
 
+	out.hasKey = o.req.key != ""
 	out.finish()
 	out.DurationMS = time.Since(started).Milliseconds()
 	r.operations.finish(o, out.answer.encode())

@@ -89,6 +89,9 @@ func (e *apiError) status() string {
 	}
 }
 
+// sendAgain is the remedy for what may not happen again.
+const sendAgain = "send the command again"
+
 // Why an agent is stopped. No caller sees errIdleAfterResult, which ends a CLI that has
 // answered and does not exit, or errNotNeeded, which ends a waiting CLI.
 var (
@@ -97,7 +100,7 @@ var (
 			"send its session_id to go on")
 	errShutdown = errorf(codeShuttingDown,
 		"the server is stopping; "+
-			"send the command again later, with the session_id if there is one")
+			sendAgain+" later, with the session_id if there is one")
 	errStopped = errorf(codeStopped,
 		"the command was stopped on request; send its session_id to go on")
 	errClientGone = errorf(codeClientGone, "the client closed the connection")
@@ -108,7 +111,7 @@ var (
 		"the server has no credentials for the model's API; "+
 			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
 	errNoOutput = errorf(codeAgentCrashed,
-		"Claude Code printed nothing for a minute and was stopped; send the command again")
+		"Claude Code printed nothing for a minute and was stopped; "+sendAgain)
 	errIdleAfterResult = errorf(codeAgentCrashed, "Claude Code answered and did not exit")
 	errNotNeeded       = errorf(codeAgentCrashed, "the waiting Claude Code is not needed")
 )

@@ -48,7 +48,7 @@ func (a answer) encode() []byte {
 		return data
 	}
 
-	reason := errorf(codeAgentCrashed, "cannot encode the answer: %v; send the command again", err)
+	reason := errorf(codeAgentCrashed, "cannot encode the answer: %v; "+sendAgain, err)
 	data, _ = encode(answer{
 		Status:     reason.status(),
 		SessionID:  a.SessionID,
@@ -176,6 +176,7 @@ type outcome struct {
 	apiError     string         // of the agent's last message, as the CLI calls it
 	limit        rateLimit      // the plan's, as it was printed last
 	skippedLines int            // lines that were not messages
+	hasKey       bool           // the command has an Idempotency-Key
 
 	stopped error     // why the agent was stopped, nil if it ended by itself
 	exit    string    // how the CLI ended, "" if it did not
@@ -300,11 +301,17 @@ func truncate(text string, characters int) string {
 	return fmt.Sprintf("%.*s", characters, text)
 }
 
+// fail sets the error. To send a command again, one that has an Idempotency-Key needs a new
+// one, since the old one stands for this failure.
 func (o *outcome) fail(reason *apiError) {
+	message := reason.Message
+	if o.hasKey {
+		message = strings.Replace(message, sendAgain, sendAgain+" with a new Idempotency-Key", 1)
+	}
 	o.Status = reason.status()
 	o.Error = &apiError{
 		Code:    reason.Code,
-		Message: truncate(reason.Message, maxMessage),
+		Message: truncate(message, maxMessage),
 		RetryAt: reason.RetryAt,
 	}
 }
@@ -348,7 +355,7 @@ func (m *streamMessage) errorText() string {
 }
 
 func limitError(code errorCode, what, text string, retryAt time.Time) *apiError {
-	e := errorf(code, "%s: %s; send the command again later, with its session_id to go on",
+	e := errorf(code, "%s: %s; "+sendAgain+" later, with its session_id to go on",
 		what, text)
 	if !retryAt.IsZero() {
 		e.RetryAt = retryAt.UTC().Format(time.RFC3339)

@@ -59,6 +59,9 @@ var variants = map[string][]edit{
 			"\t\t\t\tn := min(len(part), 1<<16)\n" +
 			"\t\t\t\t_, s.err = s.w.Write(part[:n])\n\t\t\t\tpart = part[n:]\n\t\t\t}\n"}},
 
+	// A response that is broken off looks complete.
+	"no abort": {{"handler.go", "panic(http.ErrAbortHandler)", "return nil"}},
+
 	// After a second a waiting CLI and a kept answer are old, and a silent CLI hangs.
 	"short lives": {
 		{"warm.go", "standbyTTL = 30 * time.Minute", "standbyTTL = time.Second"},

@@ -1,14 +1,18 @@
 package test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -344,4 +348,49 @@ func (s *testServer) connections() (unread []int) {
 		}
 	}
 	return unread
+}
+
+// A client that closes its sending side may still read. It gets the answer, or a response
+// that is broken off: none that looks complete and has no answer.
+func TestAClientThatClosesItsSendingSideIsNotAnsweredWithNothing(t *testing.T) {
+	t.Parallel()
+	for variant, want := range map[string]bool{"": false, "no abort": true} {
+		s := startKeyed(t, "VM_QUEUE=100", "TEST_VARIANT="+variant)
+		var empty []string
+		for i := range 40 {
+			accept := []string{"application/json", "text/event-stream"}[i%2]
+			connection := s.dial(t)
+			connection.SetDeadline(time.Now().Add(time.Minute))
+			fmt.Fprintf(connection, "POST /command HTTP/1.1\r\nHost: localhost\r\nAccept: %s\r\n"+
+				"Content-Type: application/json\r\nAuthorization: Bearer correct\r\n"+
+				"Idempotency-Key: %d\r\nContent-Length: %d\r\n\r\n%s",
+				accept, i/4, len(hello), hello) // so half of them are replays
+			connection.(*net.TCPConn).CloseWrite()
+			response, err := http.ReadResponse(bufio.NewReader(connection), nil)
+			if err != nil {
+				continue // broken off before its head
+			}
+			body, err := io.ReadAll(response.Body)
+			if err == nil && !strings.Contains(string(body), `"status":"success"`) {
+				empty = append(empty, response.Status+string(body))
+			}
+		}
+		if got := len(empty) > 0; got != want {
+			t.Errorf("%q: responses that look complete and have no answer: %q", variant, empty)
+		}
+	}
+}
+
+// The key stands for its failure: the same request would get that again.
+func TestAFailureThatMayEndNamesTheKeyInItsRemedy(t *testing.T) {
+	t.Parallel()
+	s := startKeyed(t)
+	const remedy = "send the command again with a new Idempotency-Key later"
+	_, withKey := s.askWithKey("a", "is-overloaded 529")
+	if !strings.Contains(withKey, remedy) {
+		t.Errorf("with a key: %s", withKey)
+	}
+	if without := s.ask("is-overloaded 529").Error.Message; strings.Contains(without, "Idempotency-Key") {
+		t.Errorf("without a key: %s", without)
+	}
 }
