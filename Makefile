@@ -60,7 +60,7 @@ e2e: build
 	go test -count=1 -timeout 20m -v -skip '^Test(Image|Soak|Long)' ./e2e
 
 canary: setup
-	go test -count=1 -timeout 5m -parallel 4 -v -run '^TestCanary' ./e2e
+	go test -count=1 -timeout 5m -parallel 4 -v -run '^TestCanary' ./test ./e2e
 
 bump:
 	scripts/bump $(CLI)
@@ -70,6 +70,7 @@ bench: setup build
 	go test -run '^$$' -bench Waiting -benchtime 1x ./e2e
 	go test -run '^$$' -bench 'Command|Bare' -benchtime 1000x -count 3 ./test
 	go test -run '^$$' -bench 'Flood|Stubborn|Stream|Chains' -benchtime 3x ./test
+	go test -run '^$$' -bench Bodies -benchtime 1x ./test
 	go test -run '^$$' -bench Forms -benchtime 1000x ./test
 
 LONG = long

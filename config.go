@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 	"unicode"
 
@@ -53,6 +54,11 @@ type config struct {
 // can make a prompt longer than its body was.
 const maxBody = 8 << 20
 
+const (
+	minBody  = len(`{"command":"x"}`)
+	maxToken = 8 << 10 // bytes, which leaves room for a request's other headers
+)
+
 // maxDuration is so short that no sum of durations overflows.
 const maxDuration = 1000 * time.Hour
 
@@ -89,7 +95,8 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	}
 
 	checks := []func() error{
-		c.checkNumbers, c.checkGit, c.resolveClaude, c.resolveWorkspace, c.resolveMCP, c.checkArgs,
+		c.checkNumbers, c.checkGit, c.resolveClaude, c.resolveWorkspace, c.resolveMCP,
+		c.checkArgs, c.checkStart,
 	}
 	for _, check := range checks {
 		err := check()
@@ -100,6 +107,7 @@ func loadConfig(log *slog.Logger) (*config, error) {
 	if c.Token == "" {
 		c.Queue = 0 // or the agent could leave a command behind that outlives it
 	}
+	warnOfExposed(c, log)
 	return c, c.checkAddr(log)
 }
 
@@ -175,9 +183,14 @@ func readToken(name, token, file string) (string, error) {
 	if token == "" {
 		return "", fmt.Errorf("cannot use %s: it is blank; set a token, or unset it", name)
 	}
-	if strings.ContainsFunc(token, unicode.IsControl) {
-		return "", fmt.Errorf("cannot use %s: "+
-			"no client can send a token with a control character; put it on one line", source)
+	isInvisible := func(char rune) bool { return unicode.In(char, unicode.Cc, unicode.Cf) }
+	if strings.ContainsFunc(token, isInvisible) {
+		return "", fmt.Errorf("cannot use %s: no client can send a token with a control "+
+			"character or a byte order mark; put it on one line, in plain text", source)
+	}
+	if len(token) > maxToken {
+		return "", fmt.Errorf("cannot use %s: it has %d bytes, more than a header may have; "+
+			"use a token of %d at most", source, len(token), maxToken)
 	}
 	return token, nil
 }
@@ -215,8 +228,8 @@ func (c *config) checkNumbers() error {
 	if c.Queue < 0 {
 		return fmt.Errorf("cannot use VM_QUEUE=%d: give 0 or more", c.Queue)
 	}
-	if c.MaxBody < 1 || c.MaxBody > maxBody {
-		return fmt.Errorf("cannot use VM_MAX_BODY=%d: give 1 to %d", c.MaxBody, maxBody)
+	if c.MaxBody < int64(minBody) || c.MaxBody > maxBody {
+		return fmt.Errorf("cannot use VM_MAX_BODY=%d: give %d to %d", c.MaxBody, minBody, maxBody)
 	}
 	return nil
 }
@@ -224,6 +237,9 @@ func (c *config) checkNumbers() error {
 // checkAddr refuses to serve the network without a token.
 func (c *config) checkAddr(log *slog.Logger) error {
 	host, port, err := net.SplitHostPort(c.Addr)
+	if err == nil && port == "" { // which would be any port
+		err = errors.New("its port is missing")
+	}
 	if err == nil {
 		_, err = net.LookupPort("tcp", port)
 	}
@@ -316,14 +332,16 @@ func readMCPConfig(path string) (servers int, err error) {
 	if !json.Valid(data) {
 		return 0, errors.New("it is not JSON")
 	}
-	var file struct {
-		Servers map[string]json.RawMessage `json:"mcpServers"`
+	var members map[string]json.RawMessage // a struct would take mcpservers too
+	var list map[string]json.RawMessage
+	err = json.Unmarshal(data, &members)
+	if err == nil {
+		err = json.Unmarshal(members["mcpServers"], &list)
 	}
-	err = json.Unmarshal(data, &file)
-	if err != nil || file.Servers == nil {
+	if err != nil || list == nil {
 		return 0, errors.New("it has no object mcpServers")
 	}
-	for _, text := range file.Servers {
+	for _, text := range list {
 		var server struct{ Command string }
 		err := json.Unmarshal(text, &server)
 		if err == nil && server.Command != "" {
@@ -346,4 +364,33 @@ func (c *config) checkArgs() error {
 		}
 	}
 	return nil
+}
+
+// checkStart wants Claude Code to start in the workspace as the agent's user. It does not
+// wait for what that prints.
+func (c *config) checkStart() error {
+	start := func(dir string) error {
+		cmd := exec.Command(c.Claude, "--version")
+		cmd.Dir = dir
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.agent.home}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: c.agent.credential}
+		err := cmd.Start()
+		if err == nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		return err
+	}
+
+	err := start(c.Workspace)
+	switch {
+	case err == nil:
+		return nil
+	case start("/") == nil:
+		return fmt.Errorf("cannot use VM_WORKSPACE: %w; "+
+			"let the agent's user (VM_USER) enter it, with chown or chmod", errors.Unwrap(err))
+	default:
+		return fmt.Errorf("cannot start Claude Code (VM_CLAUDE): %w; "+
+			"name its program, and let the agent's user (VM_USER) execute it", err)
+	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"cmp"
 	"errors"
 	"fmt"
@@ -8,12 +9,14 @@ import (
 	"log/slog"
 	"math"
 	"net"
+	"net/http"
+	"net/textproto"
 	"net/url"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // credentialVars are the variables of the model's credentials.
@@ -33,22 +36,28 @@ var cloudVars = []string{
 type credentials struct {
 	api    *url.URL // it may contain a login, so print its Host only
 	key    string
-	bearer string // a subscription's or a gateway's token; the CLI may send both (measured)
+	bearer string      // a subscription's or a gateway's token; the CLI may send both (measured)
+	custom http.Header // ANTHROPIC_CUSTOM_HEADERS
 
 	withheld bool // the agent does not get them
 	proxied  bool // the agent uses them through the proxy
 }
 
-// loadCredentials reads them, and warns of those that the agent can read.
+// loadCredentials reads them, and warns where there are none.
 func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credentials, error) {
 	api, err := parseBaseURL()
 	if err != nil {
 		return credentials{}, err
 	}
+	custom, err := parseCustomHeaders()
+	if err != nil {
+		return credentials{}, err
+	}
 	for _, name := range credentialVars {
-		if strings.ContainsFunc(os.Getenv(name), unicode.IsControl) {
-			return credentials{}, fmt.Errorf(
-				"cannot use %s: it contains a control character; put it on one line", name)
+		isOdd := func(char rune) bool { return char < ' ' || char > '~' }
+		if strings.ContainsFunc(os.Getenv(name), isOdd) {
+			return credentials{}, fmt.Errorf("cannot use %s: it contains a character that no "+
+				"key has; replace a placeholder, or put it on one line", name)
 		}
 	}
 
@@ -57,6 +66,7 @@ func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credenti
 		key: os.Getenv("ANTHROPIC_API_KEY"),
 		// The CLI prefers a gateway's token to a subscription's (measured).
 		bearer:   cmp.Or(os.Getenv("ANTHROPIC_AUTH_TOKEN"), os.Getenv("CLAUDE_CODE_OAUTH_TOKEN")),
+		custom:   custom,
 		withheld: withhold,
 	}
 	hasSecret := c.key != "" || c.bearer != "" || c.api.User != nil
@@ -64,14 +74,9 @@ func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credenti
 	usesCloud := isTruthy("CLAUDE_CODE_USE_BEDROCK") || isTruthy("CLAUDE_CODE_USE_VERTEX")
 	c.proxied = withhold && hasSecret && !usesCloud
 
-	exposed := c.exposed()
-	for _, name := range exposed {
-		log.Warn("the agent can read these credentials: a cloud's can't be kept from it, "+
-			"others are with VM_KEY_PROXY on", "variable", name)
-	}
 	_, err = os.Stat(agent.configDir + "/.credentials.json")
 	mayHaveLogin := !errors.Is(err, fs.ErrNotExist) // the server may not be able to look
-	if !hasSecret && len(exposed) == 0 && !mayHaveLogin {
+	if !hasSecret && !slices.ContainsFunc(cloudVars, isTruthy) && !mayHaveLogin {
 		log.Warn("no credentials are set: commands fail, " +
 			"unless Claude Code's settings have another way to them; " +
 			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
@@ -93,25 +98,50 @@ func parseBaseURL() (*url.URL, error) {
 	return api, nil
 }
 
-// exposed returns the variables whose credentials the agent can read.
-func (c *credentials) exposed() (names []string) {
-	for _, name := range cloudVars {
-		if isTruthy(name) {
-			names = append(names, name)
+// parseCustomHeaders reads ANTHROPIC_CUSTOM_HEADERS, which has a header in each line. Its
+// error quotes nothing, because they may be secrets.
+func parseCustomHeaders() (http.Header, error) {
+	text := strings.TrimSpace(os.Getenv("ANTHROPIC_CUSTOM_HEADERS"))
+	if text == "" {
+		return nil, nil
+	}
+	reader := textproto.NewReader(bufio.NewReader(strings.NewReader(text + "\n\n")))
+	header, err := reader.ReadMIMEHeader()
+	if err != nil {
+		return nil, errors.New("cannot use ANTHROPIC_CUSTOM_HEADERS: " +
+			"give lines such as Name: value")
+	}
+	return http.Header(header), nil
+}
+
+// secretName is what the names of variables with credentials look like.
+var secretName = regexp.MustCompile(`(?i)(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|` +
+	`API_?KEY|ACCESS_KEY|PRIVATE_KEY|CREDENTIALS?)(_|$)|^ANTHROPIC_CUSTOM_HEADERS$`)
+
+// warnOfExposed logs which variables of the agent may hold a credential.
+func warnOfExposed(cfg *config, log *slog.Logger) {
+	const placeholder = "placeholder"
+	for _, entry := range agentEnvironment(cfg, "http://127.0.0.1:0", placeholder) {
+		name, value, _ := strings.Cut(entry, "=")
+		address, err := url.Parse(value)
+		hasLogin := err == nil && address.Host != "" && address.User != nil
+		isCloud := slices.Contains(cloudVars, name) && isTruthy(name)
+		isSecret := secretName.MatchString(name) && value != "" && value != placeholder
+		if isSecret || hasLogin || isCloud {
+			log.Warn("the agent can read these credentials: unset what it does not need "+
+				"(the model's are kept from it with VM_KEY_PROXY, except a cloud's)",
+				"variable", name)
 		}
 	}
-	if c.withheld {
-		return names
-	}
-	for _, name := range credentialVars {
-		if os.Getenv(name) != "" {
-			names = append(names, name)
+
+	for name, path := range map[string]string{
+		"VM_TOKEN_FILE": cfg.TokenFile, "VM_GIT_TOKEN_FILE": cfg.GitTokenFile,
+	} {
+		if path != "" && cfg.agent.canRead(path) {
+			log.Warn("the agent can read this file: give it to root, with mode 0600, "+
+				"and start the server as root, with VM_USER", "variable", name)
 		}
 	}
-	if c.api.User != nil {
-		names = append(names, "ANTHROPIC_BASE_URL")
-	}
-	return names
 }
 
 // isTruthy reads a switch as the CLI does (measured).
@@ -141,8 +171,9 @@ func agentEnvironment(cfg *config, proxyURL, placeholder string) []string {
 		name, value, _ := strings.Cut(entry, "=")
 		isCredential := slices.Contains(credentialVars, name)
 		isLogin := name == "ANTHROPIC_BASE_URL" && c.withheld && c.api.User != nil
+		isCustom := name == "ANTHROPIC_CUSTOM_HEADERS" && c.proxied
 		switch {
-		case strings.HasPrefix(name, "VM_"), isLogin:
+		case strings.HasPrefix(name, "VM_"), isLogin, isCustom:
 		case !isCredential || !c.withheld:
 			env = append(env, entry)
 		case c.proxied && value != "":

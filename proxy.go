@@ -71,6 +71,15 @@ func isAllowed(upstream string, r *http.Request) bool {
 	return false
 }
 
+// retainHeaders removes what the next server does not need, and could take for something else.
+func retainHeaders(header http.Header, names []string) {
+	for name := range header {
+		if !slices.Contains(names, name) {
+			delete(header, name)
+		}
+	}
+}
+
 // grant is one agent's right to use the credentials.
 type grant struct {
 	placeholder string
@@ -234,7 +243,7 @@ func safeReason(err error) string {
 		return network.Error()
 	case errors.As(err, &certificate):
 		return "its certificate is not valid for it, has expired, or has an unknown issuer"
-	case errors.Is(err, errUpgrade):
+	case errors.Is(err, errUpgrade), errors.Is(err, errNoStatus):
 		return err.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return "it closed the connection"

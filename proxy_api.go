@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/http"
 	"net/http/httputil"
 	"strings"
@@ -46,14 +47,25 @@ func (p *apiProxy) hasBearer(g *grant, r *http.Request) bool {
 	return isExpected && isBearer && g.matches(placeholder)
 }
 
+// apiRequestHeaders are what the CLI sends (measured), without its credentials. Another one
+// could mean something to the API, or to a gateway before it, that no rule here knows.
+var apiRequestHeaders = []string{
+	"Accept", "Accept-Encoding", "Content-Length", "Content-Type", "User-Agent",
+	"Anthropic-Beta", "Anthropic-Dangerous-Direct-Browser-Access", "Anthropic-Version",
+	"X-App", "X-Claude-Code-Session-Id",
+	"X-Stainless-Arch", "X-Stainless-Lang", "X-Stainless-Os", "X-Stainless-Package-Version",
+	"X-Stainless-Retry-Count", "X-Stainless-Runtime", "X-Stainless-Runtime-Version",
+	"X-Stainless-Timeout",
+}
+
 // rewrite gives a request the credentials that the CLI would send without a proxy: what
 // its placeholders stand for and, beside a key only, the base URL's login (measured).
 // Where that login is the only secret, it is what the agent's token stands for.
 func (p *apiProxy) rewrite(r *httputil.ProxyRequest) {
 	g := grantFrom(r.In)
 	r.SetURL(p.credentials.api)
-	r.Out.Header.Del("X-Api-Key")
-	r.Out.Header.Del("Authorization")
+	retainHeaders(r.Out.Header, apiRequestHeaders)
+	r.Out.Trailer = nil
 
 	if p.hasKey(g, r.In) {
 		r.Out.Header.Set("X-Api-Key", p.credentials.key)
@@ -66,9 +78,13 @@ func (p *apiProxy) rewrite(r *httputil.ProxyRequest) {
 		password, _ := login.Password()
 		r.Out.SetBasicAuth(login.Username(), password)
 	}
+	maps.Copy(r.Out.Header, p.credentials.custom) // in the CLI these count too
 }
 
-var errUpgrade = errors.New("it switched to another protocol")
+var (
+	errUpgrade  = errors.New("it switched to another protocol")
+	errNoStatus = errors.New("its answer has no valid status")
+)
 
 // modifyResponse stops the agent whose request was rejected for its key, since the CLI
 // would try for minutes (measured), and notes until when the API is overloaded.
@@ -78,7 +94,7 @@ func (p *apiProxy) modifyResponse(r *http.Response) error {
 	case r.StatusCode == http.StatusSwitchingProtocols:
 		return errUpgrade
 	case r.StatusCode < 100: // which net/http accepts, and cannot send
-		return errors.New("it has no status")
+		return errNoStatus
 	case r.StatusCode == http.StatusUnauthorized && isMessage:
 		grantFrom(r.Request).stop(errKeyRefused)
 	case isOverloaded(r.StatusCode):

@@ -171,7 +171,7 @@ func TestWhatIsOutOfReachIsToldAndLoggedOnceACommand(t *testing.T) {
 		{"its answer breaks off in the head", raw("HTTP/1.1 200"), "it closed the connection"},
 		{"its first line is an echo", raw(realKey + prompt + "\r\n\r\n"), "sent a valid answer"},
 		{"its header is an echo", headEcho, "sent a valid answer"},
-		{"its status is none", raw("HTTP/1.1 000 " + prompt + "\r\n\r\n"), "sent a valid answer"},
+		{"its status is none", raw("HTTP/1.1 000 " + prompt + "\r\n\r\n"), "its answer has no valid status"},
 		{"it switches protocols", switches, "it switched to another protocol"},
 		{"it speaks no TLS", noTLS, "sent a valid answer"},
 	}
@@ -357,6 +357,31 @@ func TestTheKeyProxyForwardsWhatTheCLINeedsAlone(t *testing.T) {
 				t.Errorf("status, and what the API was asked (-want +got):\n%s%s", diff, text)
 			}
 		})
+	}
+}
+
+// Some of these mean another method or target to some servers, others are the agent's own
+// secrets. The control is what the CLI sends.
+func TestTheAPIGetsNoHeaderThatTheCLIDoesNotSend(t *testing.T) {
+	t.Parallel()
+	seen := make(chan http.Header, 1)
+	p := newTestProxy(t, newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- r.Header }).URL)
+	p.cfg.credentials.custom = http.Header{"X-Tenant": {"the operator's"}}
+
+	p.send(t, "POST /v1/messages", "Anthropic-Beta: a", "X-App: cli", "X-Tenant: the agent's",
+		"X-HTTP-Method-Override: DELETE", "X-Original-URL: /v1/files", "X-Rewrite-Url: /v1/files",
+		"Cookie: a=b", "Forwarded: for=x", "X-Forwarded-For: x", "Proxy-Authorization: Basic x", "Trailer: X")
+	got := <-seen
+	want := http.Header{
+		"Accept-Encoding": {"gzip"}, // of Go's client
+		"Anthropic-Beta":  {"a"},
+		"Content-Length":  {"2"},
+		"X-Api-Key":       {realKey},
+		"X-App":           {"cli"},
+		"X-Tenant":        {"the operator's"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("what the API sees (-want +got):\n%s", diff)
 	}
 }
 

@@ -10,7 +10,6 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 )
@@ -127,26 +126,18 @@ func (p *gitProxy) authenticates(g *grant, r *http.Request) bool {
 // The headers that git and its host need. Others could mean something else to the host, or
 // be a secret of the host's.
 var (
-	allowedRequestHeaders = []string{
+	gitRequestHeaders = []string{
 		"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Encoding",
 		"Content-Length", "Content-Type", "Git-Protocol", "Pragma", "User-Agent",
 	}
-	allowedResponseHeaders = []string{
+	gitResponseHeaders = []string{
 		"Cache-Control", "Content-Encoding", "Content-Length", "Content-Type", "Expires", "Pragma",
 	}
 )
 
-func retainHeaders(header http.Header, names []string) {
-	for name := range header {
-		if !slices.Contains(names, name) {
-			delete(header, name)
-		}
-	}
-}
-
 func (p *gitProxy) rewrite(r *httputil.ProxyRequest) {
 	r.SetURL(&url.URL{Scheme: "https", Host: p.cfg.GitHost})
-	retainHeaders(r.Out.Header, allowedRequestHeaders)
+	retainHeaders(r.Out.Header, gitRequestHeaders)
 	r.Out.Trailer = nil
 
 	name, password, isPair := strings.Cut(p.cfg.GitToken, ":")
@@ -161,7 +152,7 @@ func (p *gitProxy) modifyResponse(r *http.Response) error {
 	if r.StatusCode != http.StatusOK || !isGits {
 		return &upstreamError{r.StatusCode, r.Header.Get("Location")}
 	}
-	retainHeaders(r.Header, allowedResponseHeaders)
+	retainHeaders(r.Header, gitResponseHeaders)
 	r.Trailer = nil
 	return nil
 }
@@ -219,9 +210,12 @@ func (p *gitProxy) handleError(w http.ResponseWriter, r *http.Request, err error
 				"or none that VM_GIT_TOKEN may see")
 	case http.StatusMovedPermanently, http.StatusFound,
 		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
-		writeGitError(w, http.StatusForbidden, fmt.Sprintf(
-			"follows no redirect: %s leads to another address, use that: %q",
-			host, answer.redirectTarget()))
+		remedy := "it leads to no repository, such as to a login"
+		if target := answer.redirectTarget(); target != "" {
+			remedy = fmt.Sprintf("use the repository's new address: %q", target)
+		}
+		writeGitError(w, http.StatusForbidden,
+			fmt.Sprintf("follows no redirect of %s: %s", host, remedy))
 	default:
 		writeGitError(w, http.StatusBadGateway,
 			fmt.Sprintf("is answered by %s with status %d, and not as git does", host, status))

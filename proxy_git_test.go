@@ -195,8 +195,8 @@ func TestAnAnswerThatIsNoneOfGitsIsToldAndNotPassedOn(t *testing.T) {
 		{"a token that may not", 403, "Content-Type " + refsType, 403, refusesToken, true},
 		{"no such repository", 404, "Content-Type text/plain", 404, "no such repository", false},
 		{"a redirect", 301, "Location https://user:secret@other.example/b.git/info/refs?service=secret", 403,
-			`use that: "https://other.example/b.git"`, false},
-		{"a redirect to a login", 302, "Location https://other.example/login/secret", 403, `use that: ""`, false},
+			`use the repository's new address: "https://other.example/b.git"`, false},
+		{"a redirect to a login", 302, "Location https://other.example/login/secret", 403, "it leads to no repository, such as to a login", false},
 		{"a failure", 500, "Content-Type text/plain", 502, "with status 500", false},
 	}
 	for _, test := range tests {

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"os/user"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -36,24 +37,50 @@ func resolveUser(name string, log *slog.Logger) (u agentUser, err error) {
 	u.configDir = cmp.Or(os.Getenv("CLAUDE_CONFIG_DIR"), u.home+"/.claude")
 
 	if isRoot && os.Getenv("IS_SANDBOX") != "1" {
+		if name != "" {
+			return u, fmt.Errorf("cannot run the agent as VM_USER=%q: "+
+				"Claude Code refuses to run as root; name another user "+
+				"(or set IS_SANDBOX=1 where a container is the sandbox)", name)
+		}
 		log.Warn("the agent would be root, which Claude Code refuses: " +
 			"set VM_USER to another user (or IS_SANDBOX=1 where a container is the sandbox)")
 	}
-	if name == "" || os.Geteuid() == 0 {
+	if name != "" && os.Geteuid() == 0 {
 		return u, nil
 	}
 
 	// An ordinary server can only be that user already.
-	isPair := strings.Contains(name, ":")
-	hasGroup := !isPair || os.Getegid() == int(u.credential.Gid)
-	if os.Geteuid() != int(u.credential.Uid) || !hasGroup {
-		return u, fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; "+
-			"start it as root or as that user and group, or unset VM_USER", name)
+	if name != "" {
+		isPair := strings.Contains(name, ":")
+		hasGroup := !isPair || os.Getegid() == int(u.credential.Gid)
+		if os.Geteuid() != int(u.credential.Uid) || !hasGroup {
+			return u, fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; "+
+				"start it as root or as that user and group, or unset VM_USER", name)
+		}
+		u.credential = nil
 	}
-	u.credential = nil
 	log.Warn("server and agent are the same user: the agent can stop the server; " +
-		"start the server as root to keep them apart")
+		"start the server as root, with VM_USER, to keep them apart")
 	return u, nil
+}
+
+// canRead reports whether a file's mode lets the agent read it.
+func (u agentUser) canRead(path string) bool {
+	info, err := os.Stat(path)
+	if err != nil || u.credential == nil { // as the server's own user
+		return err == nil
+	}
+
+	stat := info.Sys().(*syscall.Stat_t)
+	mode := info.Mode().Perm()
+	switch {
+	case stat.Uid == u.credential.Uid:
+		return mode&0o400 != 0
+	case stat.Gid == u.credential.Gid || slices.Contains(u.credential.Groups, stat.Gid):
+		return mode&0o040 != 0
+	default:
+		return mode&0o004 != 0
+	}
 }
 
 // lookupUser finds a name's account. A pair uid:gid needs none: its home is /home/UID and

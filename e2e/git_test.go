@@ -173,7 +173,7 @@ func TestTheAgentCanDoNothingElseWithTheGitToken(t *testing.T) {
 	if diff := cmp.Diff("200 404 404 404 404 404 404 404 404", strings.TrimSpace(lines[0])); diff != "" || len(lines) != 3 {
 		t.Fatalf("what is forwarded (-want +got):\n%s%s", diff, said)
 	}
-	v.want(v.bash("success", "git clone https://"+g.host+"/team/moved.git 2>&1 || :"), `.* leads to another address, use that: .*/team/main.git"`)
+	v.want(v.bash("success", "git clone https://"+g.host+"/team/moved.git 2>&1 || :"), `.* follows no redirect of .*: use the repository's new address: .*/team/main.git"`)
 
 	port := lines[1][strings.LastIndex(lines[1], ":"):]
 	request, _ := http.NewRequest("GET", "http://127.0.0.1"+port+"/team/main.git/info/refs?service=git-upload-pack", nil)

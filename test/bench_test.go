@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -101,4 +103,28 @@ func BenchmarkStream(b *testing.B) {
 	}
 	b.SetBytes(bytes.Load() / int64(b.N))
 	b.ReportMetric(float64(kilobytes(s.cmd.Process.Pid, "VmHWM"))/(1<<10), "peak-MB")
+}
+
+// BenchmarkHostileBodies sends bodies of 8 MiB that name as many things as they can, one and
+// then ten at once, all of which are rejected. Run it with -benchtime 1x.
+func BenchmarkHostileBodies(b *testing.B) {
+	body := `{"images":[{"":0}` + strings.Repeat(`,{"":0}`, (8<<20-100)/7) + `]}`
+	for b.Loop() {
+		for _, count := range []int{1, 10} {
+			s := startServer(b, "VM_TOKEN=correct")
+			header := slices.Concat(asJSON, s.authorization())
+			var senders sync.WaitGroup
+			for range count {
+				senders.Go(func() {
+					_, text, err := s.send(context.Background(), "POST", "/command", body, header...)
+					if err != nil || !strings.Contains(text, "invalid_request") {
+						b.Error(text, err)
+					}
+				})
+			}
+			senders.Wait()
+			peak := float64(kilobytes(s.cmd.Process.Pid, "VmHWM")) / (1 << 10)
+			b.ReportMetric(peak, fmt.Sprintf("peak-MB-of-%d", count))
+		}
+	}
 }

@@ -20,6 +20,9 @@ func TestMain(m *testing.M) {
 		descend(os.Args[2:])
 		return
 	}
+	if len(os.Args) > 1 && os.Args[1] == "--version" { // the server tries it at its start
+		return
+	}
 	if len(os.Args) > 1 && os.Args[1] == "-p" {
 		hostileClaude()
 		return

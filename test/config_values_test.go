@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -74,7 +75,14 @@ func TestAValueThatCannotWorkIsRefused(t *testing.T) {
 		{"a duration that no clock has", "VM_HEARTBEAT=9999999999h", aDuration},
 		{"a number that no integer holds", "VM_QUEUE=9223372036854775808", "give a number such as 8"},
 		{"a fraction", "VM_MAX_BODY=0.5", "give a number such as 8"},
-		{"a body of nothing", "VM_MAX_BODY=0", "give 1 to 8388608"},
+		{"a body of nothing", "VM_MAX_BODY=0", "give 15 to 8388608"},
+		{"a body that holds no command", "VM_MAX_BODY=14", "give 15 to 8388608"},
+		{"no port", "VM_ADDR=127.0.0.1:", anAddress},
+		{"a token that no header holds", "VM_TOKEN=" + strings.Repeat("secret", 2000), "8192 at most"},
+		{"a token file with a byte order mark", "VM_TOKEN_FILE=" + write(t, "token", "\ufeffsecret\n"), "in plain text"},
+		{"a key that is a placeholder", "ANTHROPIC_API_KEY=…", "replace a placeholder"},
+		{"headers that are none", "ANTHROPIC_CUSTOM_HEADERS=secret", "give lines such as Name: value"},
+		{"MCP servers by another name", mcp(`{"mcpservers": {}}`), `{"mcpServers": {}}`},
 		{"a blank switch", "VM_KEY_PROXY= ", "give true or false"},
 		{"a misspelt variable, although it is empty", "VM_TIMEOUTS=", "-h lists them"},
 		{"a port that Kubernetes doesn't set", "VM_PORT=3001", "-h lists them"},
@@ -191,6 +199,7 @@ func TestAValueAtItsEdgeWorks(t *testing.T) {
 			"VM_EXIT_GRACE=1000h", "VM_HEARTBEAT=1000h", "VM_SHUTDOWN_GRACE=1000h"}},
 		{"no heartbeat, no grace and no queue",
 			[]string{"VM_HEARTBEAT=0", "VM_SHUTDOWN_GRACE=0", "VM_QUEUE=0"}},
+		{"the longest token", []string{"VM_TOKEN=" + strings.Repeat("x", 8192)}},
 		{"an API at the last port of an IPv6 address",
 			[]string{"ANTHROPIC_BASE_URL=http://[::1]:65535/base"}},
 		{"no URL", []string{"ANTHROPIC_BASE_URL="}},
@@ -371,13 +380,139 @@ func TestWhatTheAgentAloneMayReadIsNoMistake(t *testing.T) {
 	}
 }
 
-func TestAnAgentThatWouldBeRootWarns(t *testing.T) {
+func TestAnAgentThatWouldBeRootIsRefused(t *testing.T) {
 	t.Parallel()
 	needsRoot(t, "to be that agent")
-	for env, warns := range map[string]bool{"IS_SANDBOX=": true, "IS_SANDBOX=1": false} {
-		s := startServer(t, env, "VM_USER=0:0")
-		if got := strings.Contains(s.stderr.String(), "the agent would be root"); got != warns {
-			t.Errorf("%s: a warning: %v, want %v:\n%s", env, got, warns, s.stderr)
+	got := refusedStart(t, "IS_SANDBOX=", "VM_USER=0:0")
+	if !strings.Contains(got, `VM_USER="0:0": Claude Code refuses to run as root; name another user`) {
+		t.Errorf("it says %q", got)
+	}
+	startServer(t, "IS_SANDBOX=1", "VM_USER=0:0").goesOn() // the control
+}
+
+// Every command would fail. The program and the folder are tried as the agent's user.
+func TestWhatTheAgentCannotStartWithIsRefused(t *testing.T) {
+	t.Parallel()
+	needsRoot(t, "to start another user's agent")
+	claude := publicSelf(t)
+	folder := filepath.Dir(claude)
+	file := func(name, text string, mode os.FileMode) string {
+		path := folder + "/" + name
+		if err := errors.Join(os.WriteFile(path, []byte(text), mode), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
 		}
+		return path
+	}
+	for name, mode := range map[string]os.FileMode{"closed": 0o700, "open": 0o755} {
+		if err := errors.Join(os.Mkdir(folder+"/"+name, mode), os.Chmod(folder+"/"+name, mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const program, place = "cannot start Claude Code (VM_CLAUDE)", "cannot use VM_WORKSPACE"
+	for _, test := range []struct{ name, claude, workspace, want string }{
+		{"a text that is no program", file("text", "claude\n", 0o755), "open", program},
+		{"a script whose interpreter isn't there", file("script", "#!/no/such/sh\n", 0o755), "open", program},
+		{"a program that only root may execute", file("roots", "#!/bin/sh\n", 0o700), "open", program},
+		{"a workspace that only root may enter", claude, "closed", place},
+		{"both are right", claude, "open", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			env := []string{"VM_USER=54321:20", "VM_CLAUDE=" + test.claude, "VM_WORKSPACE=" + folder + "/" + test.workspace}
+			if test.want == "" {
+				startServer(t, env...).goesOn()
+				return
+			}
+			if got := refusedStart(t, env...); !strings.Contains(got, test.want) || !strings.Contains(got, "let the agent's user (VM_USER)") {
+				t.Errorf("it says %q", got)
+			}
+		})
+	}
+}
+
+// What the agent can read although it may be a secret is named, and its value is not.
+func TestASecretThatTheAgentCanReadIsNamedInAWarning(t *testing.T) {
+	t.Parallel()
+	for entry, warns := range map[string]bool{
+		"GH_TOKEN=sesame":                    true,
+		"GITHUB_TOKEN=sesame":                true,
+		"AWS_SECRET_ACCESS_KEY=sesame":       true,
+		"AWS_SESSION_TOKEN=sesame":           true,
+		"MY_SECRET=sesame":                   true,
+		"DB_PASSWORD=sesame":                 true,
+		"OPENAI_API_KEY=sesame":              true,
+		"ANTHROPIC_CUSTOM_HEADERS=X: sesame": true, // since no key is there, whose proxy would send them
+		"HTTPS_PROXY=http://me:sesame@proxy": true,
+		"DATABASE_URL=db://me:sesame@db/x":   true,
+
+		"HTTPS_PROXY=http://proxy:3128":       false,
+		"AWS_REGION=sesame":                   false,
+		"CLAUDE_CODE_MAX_OUTPUT_TOKENS=32000": false,
+		"GH_TOKEN=":                           false,
+	} {
+		name, _, _ := strings.Cut(entry, "=")
+		t.Run(name, func(t *testing.T) { // without the value, which would be in the workspace's path
+			t.Parallel()
+			s := startServer(t, entry)
+			log := s.stderr.String()
+			if got := strings.Contains(log, "variable="+name+"\n"); got != warns || strings.Contains(log, "sesame") {
+				t.Errorf("a warning: %v, want %v, without the value:\n%s", got, warns, log)
+			}
+		})
+	}
+}
+
+// The gateway gets them all the same.
+func TestTheAgentHasNoCustomHeaders(t *testing.T) {
+	t.Parallel()
+	seen := make(chan http.Header, 1)
+	api := newAPI(t, func(w http.ResponseWriter, r *http.Request) { seen <- r.Header })
+	for proxied, holds := range map[string]bool{"true": false, "false": true} { // the control
+		s := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL="+api.URL, "VM_KEY_PROXY="+proxied,
+			"ANTHROPIC_CUSTOM_HEADERS=X-Tenant: sesame\nX-Other:  b")
+		if got := strings.Contains(strings.Join(s.describe("").Env, "\n"), "sesame"); got != holds {
+			t.Errorf("VM_KEY_PROXY=%s: the agent has them: %v", proxied, got)
+		}
+		if proxied == "true" {
+			s.ask("asks-the-api")
+			header := <-seen
+			if got := []string{header.Get("X-Tenant"), header.Get("X-Other")}; !slices.Equal(got, []string{"sesame", "b"}) {
+				t.Errorf("the API gets %q", got)
+			}
+		}
+	}
+}
+
+func TestATokenFileThatTheAgentCanReadWarns(t *testing.T) {
+	t.Parallel()
+	needsRoot(t, "to start another user's agent")
+	claude := publicSelf(t)
+	for _, test := range []struct {
+		name  string
+		mode  os.FileMode
+		user  string
+		warns bool
+	}{
+		{"of root alone", 0o600, "54321:20", false},
+		{"of everybody", 0o644, "54321:20", true},
+		{"of its group", 0o640, "54321:0", true},
+		{"of another group", 0o640, "54321:20", false},
+		{"of root, as which the agent runs too", 0o600, "", true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			path := write(t, "token", "correct")
+			if err := os.Chmod(path, test.mode); err != nil {
+				t.Fatal(err)
+			}
+			s := startServer(t, "VM_TOKEN_FILE="+path, "VM_CLAUDE="+claude, "VM_WORKSPACE=/", "VM_USER="+test.user)
+			log := s.stderr.String()
+			if got := strings.Contains(log, "variable=VM_TOKEN_FILE"); got != test.warns {
+				t.Errorf("a warning: %v, want %v:\n%s", got, test.warns, log)
+			}
+			isSame := strings.Contains(log, "server and agent are the same user")
+			if isSame != (test.user == "") {
+				t.Errorf("a warning that both are one user: %v:\n%s", isSame, log)
+			}
+		})
 	}
 }

@@ -2,6 +2,7 @@ package test
 
 import (
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -283,5 +284,38 @@ func TestTheClientIsToldWhatIsOutOfReach(t *testing.T) {
 	}
 	if strings.Contains(s.stderr.String()+a.Error.Message, "sesame") {
 		t.Errorf("the password is told: %s\n%s", a.Error.Message, s.stderr)
+	}
+}
+
+// The proxy forwards what the CLI sends, so a new version must send nothing else.
+func TestCanaryTheCLISendsNoHeaderThatTheProxyDrops(t *testing.T) {
+	t.Parallel()
+	cli := newRealCLI(t)
+	large := t.TempDir() + "/large" // has its tokens counted
+	if err := os.WriteFile(large, []byte(strings.Repeat("some words\n", 8000)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	header := map[string]http.Header{}
+	for _, proxied := range []string{"true", "false"} {
+		var mu sync.Mutex
+		all := http.Header{}
+		note := func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			maps.Copy(all, r.Header)
+			mu.Unlock()
+			cli.model.ServeHTTP(w, r)
+		}
+		s := cli.start(t, note, "VM_KEY_PROXY="+proxied, "CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY=1")
+		s.ask("real hello")
+		s.ask(`real tool: Read {"file_path":"` + large + `"}`)
+		all.Del("Connection") // is the client's own
+		header[proxied] = all
+	}
+	names := func(h http.Header) []string { return slices.Sorted(maps.Keys(h)) }
+	if diff := cmp.Diff(names(header["false"]), names(header["true"])); diff != "" {
+		t.Errorf("what the CLI sends (-without the proxy +with it):\n%s", diff)
+	}
+	if len(header["false"]) < 10 {
+		t.Errorf("it sends %v, so this proves nothing", header["false"])
 	}
 }
