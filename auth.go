@@ -21,11 +21,13 @@ func (a *authenticator) authorize(w http.ResponseWriter, r *http.Request) error 
 			"cannot accept a web page's cross-site request, "+
 				"or a Host that is not loopback while no VM_TOKEN is set")
 	}
+
 	if !a.checkToken(r) {
 		w.Header().Set("WWW-Authenticate", "Bearer")
 		return errorf(codeUnauthorized,
 			"send the server's VM_TOKEN as Authorization: Bearer TOKEN")
 	}
+
 	return nil
 }
 
@@ -81,9 +83,11 @@ func (a *authenticator) idempotencyKey(r *http.Request) (string, error) {
 		return "", errors.New("cannot use the Idempotency-Key: " +
 			"send one of 1 to 200 visible ASCII characters")
 	}
+
 	if a.token == "" {
 		return "", errors.New("cannot use an Idempotency-Key: the server has no VM_TOKEN, " +
 			"so its own agent could leave commands behind; set VM_TOKEN, or send no key")
 	}
+
 	return key, nil
 }

@@ -33,6 +33,7 @@ func (r *runner) run(o *operation) {
 		started = time.Now()
 		out = r.execute(o)
 	}
+
 	r.queue.leave(o.ticket)
 
 	out.hasKey = o.req.key != ""
@@ -131,6 +132,7 @@ func (r *runner) supervise(a *agent, o *operation) *outcome {
 				lines = nil
 				continue
 			}
+
 			hooks += r.handleLine(line, a, o, out)
 			silent.Stop()
 			if hooks == 0 && out.state == noResult && out.conversation == "" {
@@ -153,6 +155,7 @@ func (r *runner) supervise(a *agent, o *operation) *outcome {
 			a.limitOutput(time.Second) // nobody is left who could print more
 		}
 	}
+
 	return out
 }
 

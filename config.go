@@ -98,12 +98,14 @@ func loadConfig(log *slog.Logger) (*config, error) {
 		c.checkNumbers, c.checkGit, c.resolveClaude, c.resolveWorkspace, c.resolveMCP,
 		c.checkArgs, c.checkStart,
 	}
+
 	for _, check := range checks {
 		err := check()
 		if err != nil {
 			return nil, err
 		}
 	}
+
 	if c.Token == "" {
 		c.Queue = 0 // or the agent could leave a command behind that outlives it
 	}
@@ -136,6 +138,7 @@ func parseEnvironment() (*config, error) {
 			os.Unsetenv(name)
 		}
 	}
+
 	return c, describeParseError(envconfig.Process("vm", c))
 }
 
@@ -170,11 +173,13 @@ func readToken(name, token, file string) (string, error) {
 			return "", fmt.Errorf("cannot use %s: %w; "+
 				"name a file, and put the token in it", source, withoutPath(err))
 		}
+
 		token = string(data)
 		if strings.TrimSpace(token) == "" {
 			return "", fmt.Errorf("cannot use %s: it is empty; put the token in it", source)
 		}
 	}
+
 	if token == "" {
 		return "", nil
 	}
@@ -188,10 +193,12 @@ func readToken(name, token, file string) (string, error) {
 		return "", fmt.Errorf("cannot use %s: no client can send a token with a control "+
 			"character or a byte order mark; put it on one line, in plain text", source)
 	}
+
 	if len(token) > maxToken {
 		return "", fmt.Errorf("cannot use %s: it has %d bytes, more than a header may have; "+
 			"use a token of %d at most", source, len(token), maxToken)
 	}
+
 	return token, nil
 }
 
@@ -217,6 +224,7 @@ func (c *config) checkNumbers() error {
 		{"VM_HEARTBEAT", c.Heartbeat, true},
 		{"VM_SHUTDOWN_GRACE", c.ShutdownGrace, true},
 	}
+
 	for _, d := range durations {
 		isTooShort := d.value < 0 || d.value == 0 && !d.allowZero
 		if isTooShort || d.value > maxDuration {
@@ -256,6 +264,7 @@ func (c *config) checkAddr(log *slog.Logger) error {
 			"because anyone who can reach it could run anything: "+
 			"set VM_TOKEN or VM_TOKEN_FILE (or VM_ALLOW_NO_TOKEN=true, if you mean it)", c.Addr)
 	}
+
 	log.Warn("no VM_TOKEN is set: anyone who can reach this port " +
 		"with a loopback Host header can run commands")
 	return nil
@@ -277,6 +286,7 @@ func (c *config) resolveClaude() error {
 		return fmt.Errorf("cannot find Claude Code (VM_CLAUDE): %w; "+
 			"install it: npm install -g @anthropic-ai/claude-code", err)
 	}
+
 	return nil
 }
 
@@ -289,6 +299,7 @@ func (c *config) resolveWorkspace() (err error) {
 			err = fmt.Errorf("%s is not a folder", c.Workspace)
 		}
 	}
+
 	if err != nil {
 		return fmt.Errorf("cannot use VM_WORKSPACE: %w; create it or name another folder", err)
 	}
@@ -310,6 +321,7 @@ func (c *config) resolveMCP() (err error) {
 		return fmt.Errorf("cannot use VM_MCP_CONFIG: %w; "+
 			`name a file of JSON such as {"mcpServers": {}}, or unset it`, withoutPath(err))
 	}
+
 	return nil
 }
 
@@ -348,6 +360,7 @@ func readMCPConfig(path string) (servers int, err error) {
 			servers++
 		}
 	}
+
 	return servers, nil
 }
 
@@ -363,6 +376,7 @@ func (c *config) checkArgs() error {
 				"without a shell; put long texts into a file, as for --append-system-prompt-file")
 		}
 	}
+
 	return nil
 }
 
@@ -379,6 +393,7 @@ func (c *config) checkStart() error {
 			cmd.Process.Kill()
 			cmd.Wait()
 		}
+
 		return err
 	}
 

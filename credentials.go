@@ -49,10 +49,12 @@ func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credenti
 	if err != nil {
 		return credentials{}, err
 	}
+
 	custom, err := parseCustomHeaders()
 	if err != nil {
 		return credentials{}, err
 	}
+
 	for _, name := range credentialVars {
 		isOdd := func(char rune) bool { return char < ' ' || char > '~' }
 		if strings.ContainsFunc(os.Getenv(name), isOdd) {
@@ -69,6 +71,7 @@ func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credenti
 		custom:   custom,
 		withheld: withhold,
 	}
+
 	hasSecret := c.key != "" || c.bearer != "" || c.api.User != nil
 	// With these the CLI uses neither a key nor ANTHROPIC_BASE_URL (measured).
 	usesCloud := isTruthy("CLAUDE_CODE_USE_BEDROCK") || isTruthy("CLAUDE_CODE_USE_VERTEX")
@@ -81,6 +84,7 @@ func loadCredentials(withhold bool, agent agentUser, log *slog.Logger) (credenti
 			"unless Claude Code's settings have another way to them; " +
 			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")
 	}
+
 	return c, nil
 }
 
@@ -91,10 +95,12 @@ func parseBaseURL() (*url.URL, error) {
 	if err == nil {
 		_, err = net.LookupPort("tcp", api.Port())
 	}
+
 	if err != nil || api.Hostname() == "" || api.Scheme != "https" && api.Scheme != "http" {
 		return nil, errors.New("cannot use ANTHROPIC_BASE_URL: " +
 			"give a URL such as https://api.anthropic.com")
 	}
+
 	return api, nil
 }
 
@@ -105,12 +111,14 @@ func parseCustomHeaders() (http.Header, error) {
 	if text == "" {
 		return nil, nil
 	}
+
 	reader := textproto.NewReader(bufio.NewReader(strings.NewReader(text + "\n\n")))
 	header, err := reader.ReadMIMEHeader()
 	if err != nil {
 		return nil, errors.New("cannot use ANTHROPIC_CUSTOM_HEADERS: " +
 			"give lines such as Name: value")
 	}
+
 	return http.Header(header), nil
 }
 
@@ -185,19 +193,23 @@ func agentEnvironment(cfg *config, proxyURL, placeholder string) []string {
 		u := cfg.agent
 		env = append(env, "HOME="+u.home, "USER="+u.name, "LOGNAME="+u.name)
 	}
+
 	if c.proxied {
 		env = append(env, "ANTHROPIC_BASE_URL="+proxyURL)
 		if c.hasLoginOnly() {
 			env = append(env, "ANTHROPIC_AUTH_TOKEN="+placeholder)
 		}
+
 		// Or an HTTPS_PROXY would get the prompts that are for the loopback.
 		for _, name := range []string{"NO_PROXY", "no_proxy"} {
 			env = append(env, name+"=127.0.0.1,"+os.Getenv(name))
 		}
 	}
+
 	if cfg.GitToken != "" {
 		env = append(env, gitEnvironment(cfg.GitHost, proxyURL, placeholder)...)
 	}
+
 	return append(env, bashLimits(cfg.Timeout)...)
 }
 
@@ -212,5 +224,6 @@ func bashLimits(timeout time.Duration) (env []string) {
 			env = append(env, fmt.Sprintf("%s=%d", name, milliseconds))
 		}
 	}
+
 	return env
 }

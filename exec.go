@@ -57,6 +57,7 @@ func (s *agentStarter) start(session string) (*agent, error) {
 		exited:      make(chan struct{}),
 		stopTimeout: 2*s.cfg.StopGrace + time.Second,
 	}
+
 	a.ctx, a.stop = context.WithCancelCause(context.Background())
 
 	cmd := exec.Command(s.cfg.Claude, s.arguments(session)...)
@@ -85,12 +86,15 @@ func (s *agentStarter) arguments(session string) []string {
 		"-p", "--dangerously-skip-permissions",
 		"--input-format", "stream-json", "--output-format", "stream-json", "--verbose",
 	}
+
 	if session != "" {
 		args = append(args, "--resume", session)
 	}
+
 	if s.cfg.MCPConfig != "" {
 		args = append(args, "--mcp-config", s.cfg.MCPConfig, "--strict-mcp-config")
 	}
+
 	return append(args, strings.Fields(s.cfg.ClaudeArgs)...)
 }
 
@@ -106,6 +110,7 @@ func (a *agent) startWithPipes(cmd *exec.Cmd, r *reaper) (err error) {
 			break
 		}
 	}
+
 	// The child's ends are closed here in any case. Closing a nil file does nothing.
 	defer stdin.Close()
 	defer stdout.Close()
@@ -127,6 +132,7 @@ func (a *agent) waitExit(cmd *exec.Cmd, r *reaper) {
 		// Then it has made this process its tracer, and can't go on (ptrace(2)).
 		a.exit = "it stopped, was traced, and was killed"
 	}
+
 	close(a.exited)
 }
 
@@ -156,6 +162,7 @@ func (a *agent) send(req *request) {
 		Role    string `json:"role"`
 		Content any    `json:"content"`
 	}
+
 	input := struct {
 		Type    string  `json:"type"`
 		Message message `json:"message"`
@@ -179,6 +186,7 @@ func content(req *request) any {
 	for _, picture := range req.images {
 		blocks = append(blocks, picture)
 	}
+
 	return append(blocks, block{Type: "text", Text: req.prompt})
 }
 
@@ -254,12 +262,14 @@ func readLines(in io.Reader, emit func(line []byte)) {
 		if isWhole {
 			part = part[:len(part)-1]
 		}
+
 		size += len(part)
 		if size <= maxLine {
 			line = append(line, part...)
 		} else {
 			line = nil
 		}
+
 		if err == bufio.ErrBufferFull {
 			continue
 		}
@@ -267,9 +277,11 @@ func readLines(in io.Reader, emit func(line []byte)) {
 		if size > 0 {
 			emit(line)
 		}
+
 		if !isWhole {
 			return
 		}
+
 		line, size = nil, 0
 	}
 }

@@ -51,6 +51,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		err = errorf(codeNotFound,
 			"not found: try POST /command, DELETE /command or GET /healthz")
 	}
+
 	if err != nil {
 		h.reject(w, r, err)
 	}
@@ -88,6 +89,7 @@ func (h *handler) postCommand(w http.ResponseWriter, r *http.Request) error {
 		defer stop()
 		gone = nil
 	}
+
 	send := sendJSON
 	if wantsStream(r) {
 		send = sendEvents
@@ -176,6 +178,7 @@ func writeJSON(w http.ResponseWriter, status int, value any) {
 		http.Error(w, "cannot encode the answer", http.StatusInternalServerError)
 		return
 	}
+
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(writeTimeout))
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")

@@ -77,5 +77,6 @@ func (h *handler) serveHealth(w http.ResponseWriter, r *http.Request) {
 			state["reason"] = closed.Error()
 		}
 	}
+
 	writeJSON(w, status, state)
 }

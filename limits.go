@@ -84,6 +84,7 @@ func (c *connLimiter) closeIdle() {
 			idlest = connection
 		}
 	}
+
 	delete(c.open, idlest)
 	idlest.Close()
 
@@ -108,6 +109,7 @@ func (c *connLimiter) connContext(ctx context.Context, connection net.Conn) cont
 			entry.isAccepted = true
 		}
 	}
+
 	return context.WithValue(ctx, acceptKey{}, accept)
 }
 

@@ -61,6 +61,7 @@ func (w limitWriter) Write(line []byte) (int, error) {
 		default:
 		}
 	}
+
 	w.pending.Add(-1)
 	w.dropped.Add(dropped + 1)
 	return len(line), nil

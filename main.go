@@ -1,7 +1,7 @@
 // vm-server answers POST /command by running Claude Code, and leaves no process behind.
 // README.md tells how to use it.
 //
-// The core, about 1,700 lines, keeps the hard promises: nothing is left behind, every
+// The core, about 1,800 lines, keeps the hard promises: nothing is left behind, every
 // command gets one true answer, and only those who may ask are answered. In reading order:
 //
 //	main.go       starts the parts, and stops them
@@ -86,6 +86,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+
 	return newServer(cfg, log, rejectLog).serve(ctx)
 }
 
@@ -131,6 +132,7 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		queue:   s.queue,
 		fatal:   s.setFatal,
 	}
+
 	operations := newOperations(ctx, s.queue)
 	runner := &runner{
 		cfg:        cfg,
@@ -141,6 +143,7 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		proxy:      s.proxy,
 		health:     health,
 	}
+
 	s.handler = &handler{
 		cfg:        cfg,
 		log:        log,
@@ -153,6 +156,7 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		standby:    s.standby,
 		health:     health,
 	}
+
 	return s
 }
 
@@ -178,6 +182,7 @@ func (s *server) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+
 	preallocThreads()
 
 	listener, err := net.Listen("tcp", s.cfg.Addr)
@@ -195,6 +200,7 @@ func (s *server) serve(ctx context.Context) error {
 			return err
 		}
 	}
+
 	s.addReaper(&actors)
 
 	s.logStart(listener)
@@ -222,6 +228,7 @@ func (s *server) addSignals(actors *group.Group, ctx context.Context, signals <-
 		}
 		return nil
 	}
+
 	actors.Add(wait, func(error) { cancel() })
 }
 
@@ -237,6 +244,7 @@ func (s *server) addProxy(actors *group.Group) error {
 	if err != nil {
 		return fmt.Errorf("cannot listen for the agent: %w", err)
 	}
+
 	s.starter.proxyURL = "http://" + listener.Addr().String() // before the first agent starts
 
 	web := newHTTPServer(s.proxy, s.log, agentShare)
@@ -269,6 +277,7 @@ func (s *server) addReaper(actors *group.Group) {
 			}
 		}
 	}
+
 	actors.Add(loop, func(error) { cancel() })
 }
 

@@ -57,6 +57,7 @@ func newOperation(ctx context.Context, req *request, remote string) *operation {
 		remote: remote,
 		done:   make(chan struct{}),
 	}
+
 	o.ctx, o.cancel = context.WithCancelCause(ctx)
 	return o
 }
@@ -77,6 +78,7 @@ func (o *operation) publish(e *event) {
 		o.recent = o.recent[1:]
 		o.first++
 	}
+
 	if o.changed != nil {
 		close(o.changed)
 		o.changed = nil
@@ -148,6 +150,7 @@ func (s *subscriber) take() (e *event, changed <-chan struct{}) {
 			return e, nil
 		}
 	}
+
 	if o.changed == nil {
 		o.changed = make(chan struct{})
 	}

@@ -68,6 +68,7 @@ func isAllowed(upstream string, r *http.Request) bool {
 			return true
 		}
 	}
+
 	return false
 }
 
@@ -104,6 +105,7 @@ func (g *grant) retryTime() time.Time {
 	if at == nil {
 		return time.Time{}
 	}
+
 	return *at
 }
 
@@ -144,6 +146,7 @@ func newCredentialProxy(cfg *config, log *slog.Logger) *credentialProxy {
 		// and prints what it makes of it.
 		to.proxy.ErrorLog = stdlog.New(io.Discard, "", 0)
 	}
+
 	return p
 }
 
@@ -219,6 +222,7 @@ func (w *finalHeaderWriter) Header() http.Header {
 	if w.isSent {
 		return http.Header{}
 	}
+
 	return w.ResponseWriter.Header()
 }
 
@@ -227,6 +231,7 @@ func (w *finalHeaderWriter) WriteHeader(status int) {
 	if isInformational {
 		return
 	}
+
 	w.isSent = true
 	w.ResponseWriter.WriteHeader(status)
 }

@@ -78,6 +78,7 @@ func (p *apiProxy) rewrite(r *httputil.ProxyRequest) {
 		password, _ := login.Password()
 		r.Out.SetBasicAuth(login.Username(), password)
 	}
+
 	maps.Copy(r.Out.Header, p.credentials.custom) // in the CLI these count too
 }
 
@@ -101,6 +102,7 @@ func (p *apiProxy) modifyResponse(r *http.Response) error {
 		retryAt := retryAfter(r.Header)
 		grantFrom(r.Request).retryAt.Store(&retryAt)
 	}
+
 	return nil
 }
 
@@ -113,6 +115,7 @@ func (p *apiProxy) handleError(w http.ResponseWriter, r *http.Request, err error
 			p.log.Warn("cannot reach the model's API", "host", host, "error", reason)
 		})
 	}
+
 	writeAPIError(w, http.StatusBadGateway,
 		fmt.Sprintf("cannot reach the model's API at %s: %s", host, reason))
 }

@@ -33,6 +33,7 @@ func (c *config) checkGit() error {
 		_, err := net.LookupPort("tcp", port)
 		isNumber = err == nil
 	}
+
 	// Such as 10.1, which some programs take for 10.0.0.1.
 	isOddAddress := numericHostRE.MatchString(name) && net.ParseIP(name) == nil
 	isProxy := name == "127.0.0.1" // where the agent reaches the API
@@ -41,6 +42,7 @@ func (c *config) checkGit() error {
 		return errors.New("cannot use VM_GIT_HOST: it is no host name; " +
 			"give a host such as github.com, without a login or a path")
 	}
+
 	if c.GitToken == "" {
 		return nil
 	}
@@ -50,6 +52,7 @@ func (c *config) checkGit() error {
 		return errors.New("cannot use VM_GIT_TOKEN: " +
 			"it lacks what belongs before or after its colon; give a token, or user:token")
 	}
+
 	count := os.Getenv("GIT_CONFIG_COUNT")
 	if !gitCountRE.MatchString(count) {
 		return fmt.Errorf("cannot use GIT_CONFIG_COUNT=%q: give a number such as 1", count)
@@ -93,6 +96,7 @@ func gitEnvironment(host, proxyURL, placeholder string) []string {
 			fmt.Sprintf("GIT_CONFIG_KEY_%d=%s", count+i, setting[0]),
 			fmt.Sprintf("GIT_CONFIG_VALUE_%d=%s", count+i, setting[1]))
 	}
+
 	return env
 }
 
@@ -130,6 +134,7 @@ var (
 		"Accept", "Accept-Encoding", "Accept-Language", "Cache-Control", "Content-Encoding",
 		"Content-Length", "Content-Type", "Git-Protocol", "Pragma", "User-Agent",
 	}
+
 	gitResponseHeaders = []string{
 		"Cache-Control", "Content-Encoding", "Content-Length", "Content-Type", "Expires", "Pragma",
 	}
@@ -192,6 +197,7 @@ func (p *gitProxy) handleError(w http.ResponseWriter, r *http.Request, err error
 				p.log.Warn("cannot reach the git host", "host", host, "error", reason)
 			})
 		}
+
 		writeGitError(w, http.StatusBadGateway, fmt.Sprintf("cannot reach %s: %s", host, reason))
 		return
 	}

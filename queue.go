@@ -85,6 +85,7 @@ func (q *queue) notify(position int) {
 		close(t.turn)
 		return
 	}
+
 	t.moved(position)
 }
 

@@ -87,8 +87,10 @@ func (r *reaper) reap() (reaped int, none bool) {
 				reaped++
 			}
 		}
+
 		return reaped, false
 	}
+
 	for reaped < reapBatch {
 		err := r.reapOne(-1)
 		if err != nil {
@@ -96,6 +98,7 @@ func (r *reaper) reap() (reaped int, none bool) {
 		}
 		reaped++
 	}
+
 	return reaped, false
 }
 
@@ -162,10 +165,12 @@ func (r *reaper) killAll() (killed int, usedLastResort bool, err error) {
 			usedLastResort = true
 			syscall.Kill(-1, syscall.SIGKILL) // lets no fork pass meanwhile (kill(2))
 		}
+
 		if idle > eagerRounds {
 			time.Sleep(10 * time.Millisecond)
 		}
 	}
+
 	return r.killedSoFar(), usedLastResort, unkillable()
 }
 
@@ -198,6 +203,7 @@ func unkillable() error {
 		name, _ := readStat(pid)
 		names = append(names, name)
 	}
+
 	return fmt.Errorf("cannot kill %d processes that a command left: %q", len(pids), names)
 }
 
@@ -228,6 +234,7 @@ func childrenOf(process int) (pids []int) {
 		found, _ := readChildren(path) // the thread may have ended
 		pids = append(pids, found...)
 	}
+
 	return pids
 }
 
@@ -240,6 +247,7 @@ func readChildren(path string) (pids []int, err error) {
 			pids = append(pids, pid)
 		}
 	}
+
 	return pids, err
 }
 
@@ -254,6 +262,7 @@ func searchChildren(process int) (pids []int) {
 			pids = append(pids, pid)
 		}
 	}
+
 	return pids
 }
 

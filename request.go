@@ -63,6 +63,7 @@ func (b *bodyReader) read(w http.ResponseWriter, r *http.Request) (
 	if r.ContentLength <= b.limit {
 		read.Grow(int(max(0, r.ContentLength)) + bytes.MinRead)
 	}
+
 	_, err = read.ReadFrom(http.MaxBytesReader(w, r.Body, b.limit))
 	var tooLarge *http.MaxBytesError
 	if errors.As(err, &tooLarge) {
@@ -70,6 +71,7 @@ func (b *bodyReader) read(w http.ResponseWriter, r *http.Request) (
 	} else if err != nil {
 		err = errors.New("cannot read the body: it ended early, or took too long")
 	}
+
 	return read.Bytes(), release, err
 }
 
@@ -93,6 +95,7 @@ func decodeRequest(body []byte) (*request, error) {
 	if err == nil {
 		err = d.end()
 	}
+
 	if err != nil {
 		return nil, err
 	}
@@ -100,6 +103,7 @@ func decodeRequest(body []byte) (*request, error) {
 	if strings.TrimSpace(req.prompt) == "" {
 		return nil, errors.New(`command is missing or blank: send {"command": "…"}`)
 	}
+
 	return req, nil
 }
 
@@ -111,6 +115,7 @@ func invalidUTF8At(text []byte) (at int) {
 		if !isValid {
 			return at
 		}
+
 		at += size
 	}
 }
@@ -130,20 +135,24 @@ func (d *decoder) object(what, known string, members map[string]func() error) er
 		if err != nil {
 			return d.syntax(err)
 		}
+
 		name, _ := token.(string)
 		read, isKnown := members[name]
 		if !isKnown {
 			return fmt.Errorf("%s has the unknown field %.40q: allowed are %s", what, name, known)
 		}
+
 		if read == nil {
 			return fmt.Errorf("%s has the field %q twice", what, name)
 		}
+
 		members[name] = nil
 		err = read()
 		if err != nil {
 			return err
 		}
 	}
+
 	_, err = d.Token()
 	return d.syntax(err)
 }
@@ -154,9 +163,11 @@ func (d *decoder) delimiter(want json.Delim, problem string) error {
 	if err != nil {
 		return d.syntax(err)
 	}
+
 	if token != want {
 		return errors.New(problem)
 	}
+
 	return nil
 }
 
@@ -165,13 +176,16 @@ func (d *decoder) text(name string, text *string) error {
 	if err != nil {
 		return d.syntax(err)
 	}
+
 	value, isText := token.(string)
 	if !isText {
 		return fmt.Errorf("%s is not a string: leave it out if there is none", name)
 	}
+
 	if at := strings.IndexByte(value, 0); at >= 0 {
 		return fmt.Errorf("%s contains a NUL at byte %d", name, at)
 	}
+
 	*text = value
 	return nil
 }
@@ -182,6 +196,7 @@ func (d *decoder) session(id *string) error {
 		err = errors.New("session_id is not a UUID: " +
 			"send one from an earlier answer, or leave it out")
 	}
+
 	return err
 }
 
@@ -191,6 +206,7 @@ func (d *decoder) end() error {
 	if err == io.EOF {
 		return nil
 	}
+
 	return fmt.Errorf("the body is not one JSON object: there is more at byte %d", d.InputOffset())
 }
 
@@ -198,9 +214,11 @@ func (d *decoder) syntax(err error) error {
 	if err == nil {
 		return nil
 	}
+
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
+
 	return fmt.Errorf("the body is not one JSON object: %w, at byte %d", err, d.InputOffset())
 }
 
@@ -232,6 +250,7 @@ func (d *decoder) images() (images []image, err error) {
 		if len(images) == maxImages {
 			return nil, fmt.Errorf("%s is one too many: a command may have %d", name, maxImages)
 		}
+
 		var mediaType, data string
 		err := d.object(name, "media_type and data", map[string]func() error{
 			"media_type": func() error { return d.text(name+".media_type", &mediaType) },
@@ -246,8 +265,10 @@ func (d *decoder) images() (images []image, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("%s %w", name, err)
 		}
+
 		images = append(images, image{"image", imageSource{"base64", mediaType, data}})
 	}
+
 	_, err = d.Token()
 	return images, d.syntax(err)
 }
@@ -263,9 +284,11 @@ func sniffImage(data string) (mediaType string, err error) {
 	if isShort {
 		return "", errors.New("has no picture in data")
 	}
+
 	if err == nil {
 		_, err = io.Copy(io.Discard, in)
 	}
+
 	if err != nil || strings.Contains(padding, "=") || len(data)%4 != 0 {
 		return "", errors.New("has data that is not base64, with its padding")
 	}
@@ -275,8 +298,10 @@ func sniffImage(data string) (mediaType string, err error) {
 	case "image/jpeg", "image/png", "image/gif":
 		return mediaType, nil
 	}
+
 	if bytes.HasPrefix(first, []byte("RIFF")) && bytes.HasSuffix(first, []byte("WEBP")) {
 		return "image/webp", nil // DetectContentType wants to see two more bytes
 	}
+
 	return "", errors.New("is no JPEG, PNG, GIF or WebP")
 }

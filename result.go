@@ -113,6 +113,7 @@ func (m *streamMessage) text() string {
 			texts = append(texts, part.Text)
 		}
 	}
+
 	return strings.Join(texts, "\n")
 }
 
@@ -155,6 +156,7 @@ func (l *boundedList[T]) UnmarshalJSON(data []byte) error {
 		}
 		*l = append(*l, element)
 	}
+
 	return nil
 }
 
@@ -206,6 +208,7 @@ func (o *outcome) apply(m *streamMessage, isStopping bool) {
 			o.Result = cmp.Or(m.Result, o.Result)
 			return
 		}
+
 		o.result = m
 		o.state = hasResult
 	case m.Type == "rate_limit_event":

@@ -35,6 +35,7 @@ func hardenProcess() error {
 				"prctl and close_range are needed (Linux 5.11)", errno)
 		}
 	}
+
 	return nil
 }
 

@@ -32,8 +32,10 @@ func resolveUser(name string, log *slog.Logger) (u agentUser, err error) {
 			return u, fmt.Errorf("cannot use VM_USER=%q: %w; "+
 				"name a user of this machine, or give uid:gid", name, err)
 		}
+
 		isRoot = u.credential.Uid == 0
 	}
+
 	u.configDir = cmp.Or(os.Getenv("CLAUDE_CONFIG_DIR"), u.home+"/.claude")
 
 	if isRoot && os.Getenv("IS_SANDBOX") != "1" {
@@ -42,9 +44,11 @@ func resolveUser(name string, log *slog.Logger) (u agentUser, err error) {
 				"Claude Code refuses to run as root; name another user "+
 				"(or set IS_SANDBOX=1 where a container is the sandbox)", name)
 		}
+
 		log.Warn("the agent would be root, which Claude Code refuses: " +
 			"set VM_USER to another user (or IS_SANDBOX=1 where a container is the sandbox)")
 	}
+
 	if name != "" && os.Geteuid() == 0 {
 		return u, nil
 	}
@@ -57,8 +61,10 @@ func resolveUser(name string, log *slog.Logger) (u agentUser, err error) {
 			return u, fmt.Errorf("cannot run the agent as VM_USER=%q: the server is not root; "+
 				"start it as root or as that user and group, or unset VM_USER", name)
 		}
+
 		u.credential = nil
 	}
+
 	log.Warn("server and agent are the same user: the agent can stop the server; " +
 		"start the server as root, with VM_USER, to keep them apart")
 	return u, nil
@@ -111,6 +117,7 @@ func lookupUser(name string) (agentUser, error) {
 		}
 		u.name = account.Username
 	}
+
 	var err error
 	u.credential, err = parseCredential(uid, gid, groups)
 	return u, err
@@ -126,5 +133,6 @@ func parseCredential(uid, gid string, groups []string) (*syscall.Credential, err
 		}
 		ids = append(ids, uint32(id))
 	}
+
 	return &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}, nil
 }

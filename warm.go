@@ -83,6 +83,7 @@ func (s *standby) isUsable(a *agent, session string) bool {
 			"exit", exit)
 		return false
 	}
+
 	isYoung := time.Since(a.started) < standbyTTL
 	return a.session == session && isYoung && a.fingerprint == fingerprint(s.cfg)
 }
@@ -128,10 +129,12 @@ func (s *standby) killAll() (killed int, err error) {
 		s.log.Warn("a command forked faster than its processes could be killed: " +
 			"killed every other process in the container")
 	}
+
 	if err != nil {
 		s.log.Error("the server ends, so that a new container replaces it", "error", err)
 		s.fatal(err)
 	}
+
 	return killed, err
 }
 
@@ -188,10 +191,12 @@ func (s *standby) renew() {
 		s.discard(a)
 		a = nil
 	}
+
 	if a == nil {
 		s.settled, s.isBusy = false, false
 		a, _ = s.start(s.session) // which logs its errors
 	}
+
 	s.waiting.Store(a)
 }
 
@@ -251,6 +256,7 @@ func fingerprint(cfg *config) string {
 		own := strings.TrimPrefix(name, ".claude/")
 		paths = append(paths, filepath.Join(cfg.agent.configDir, own))
 	}
+
 	for dir := cfg.Workspace; ; dir = filepath.Dir(dir) {
 		for _, name := range startupFiles {
 			paths = append(paths, filepath.Join(dir, name))
@@ -269,6 +275,7 @@ func fingerprint(cfg *config) string {
 		budget := maxFiles
 		addFile(sum, path, maxDepth, &budget)
 	}
+
 	return string(sum.Sum(nil))
 }
 

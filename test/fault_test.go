@@ -214,28 +214,34 @@ func TestTheRealCLIAnswersDespiteAFault(t *testing.T) {
 	})
 }
 
+// On a large machine the runtime may want more threads.
 func TestTheServerGoesOnWhenNoProcessCanBeStarted(t *testing.T) {
 	t.Parallel()
-	cmd := serverCommand(t)
-	asNobodyElse(t, cmd)
-	s := startCommand(t, cmd)
-	s.goesOn()
-	lift := s.limit("nproc", 1)
-	s.tells()
-	outcomes := make(chan reply, 20)
-	for range 10 { // so often that the server itself comes to want one more thread
-		for range cap(outcomes) {
-			s.background(context.Background(), "hello", outcomes)
-		}
-		for range cap(outcomes) {
-			o := <-outcomes
-			if o.err != nil || inShort(o.answer) != "failed agent_crashed" && o.status != 429 {
-				t.Fatalf("%+v %+v; the server's log:\n%.3000s", o, o.answer.Error, s.stderr)
+	for _, processors := range []string{"GOMAXPROCS=", "GOMAXPROCS=64"} {
+		t.Run(processors, func(t *testing.T) {
+			t.Parallel()
+			cmd := serverCommand(t, processors)
+			asNobodyElse(t, cmd)
+			s := startCommand(t, cmd)
+			s.goesOn()
+			lift := s.limit("nproc", 1)
+			s.tells()
+			outcomes := make(chan reply, 20)
+			for range 10 { // so often that the server itself comes to want one more thread
+				for range cap(outcomes) {
+					s.background(context.Background(), "hello", outcomes)
+				}
+				for range cap(outcomes) {
+					o := <-outcomes
+					if o.err != nil || inShort(o.answer) != "failed agent_crashed" && o.status != 429 {
+						t.Fatalf("%+v %+v; the server's log:\n%.3000s", o, o.answer.Error, s.stderr)
+					}
+				}
 			}
-		}
+			lift()
+			s.goesOn()
+		})
 	}
-	lift()
-	s.goesOn()
 }
 
 // The agent's processes and the server's threads count against one limit where

@@ -3,6 +3,7 @@ package test
 import (
 	"context"
 	"net"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -15,14 +16,16 @@ func TestAShutdownAnswersEveryCommand(t *testing.T) {
 	const canceled = "canceled shutting_down"
 	tests := []struct {
 		name, running, grace string
-		signals              int
+		signals              []os.Signal
 		want                 map[string]string // status and code of each answer
 	}{
-		{"the running command may end, the waiting one is told", "waits-to-go", "20s", 1,
+		{"the running command may end, the waiting one is told", "waits-to-go", "20s", []os.Signal{syscall.SIGTERM},
 			map[string]string{"waits-to-go": "success", "queued": canceled}},
-		{"after the grace the running command is stopped", "waits", "3s", 1,
+		{"after the grace the running command is stopped", "waits", "3s", []os.Signal{syscall.SIGTERM},
 			map[string]string{"waits": canceled, "queued": canceled}},
-		{"a second signal stops it at once", "waits", "1h", 2,
+		{"a second signal stops it at once", "waits", "1h", []os.Signal{syscall.SIGTERM, syscall.SIGTERM},
+			map[string]string{"waits": canceled, "queued": canceled}},
+		{"SIGQUIT is such a signal", "waits", "1h", []os.Signal{syscall.SIGQUIT, syscall.SIGQUIT},
 			map[string]string{"waits": canceled, "queued": canceled}},
 	}
 	for _, test := range tests {
@@ -34,10 +37,10 @@ func TestAShutdownAnswersEveryCommand(t *testing.T) {
 			s.queued(0)
 			s.background(context.Background(), "queued", outcomes)
 			s.queued(1)
-			s.cmd.Process.Signal(syscall.SIGTERM)
-			if test.signals > 1 {
+			s.cmd.Process.Signal(test.signals[0])
+			if len(test.signals) > 1 {
 				s.logged("msg=stopping")
-				s.cmd.Process.Signal(syscall.SIGTERM)
+				s.cmd.Process.Signal(test.signals[1])
 			} else {
 				eventually(t, "health says 503", func() bool { status, _ := s.state(); return status == 503 })
 				response, body, err := s.post(context.Background(), "late")
