@@ -37,6 +37,7 @@ func (r *runner) run(o *operation) {
 	r.queue.leave(o.ticket)
 
 	out.hasKey = o.req.key != ""
+	out.remedy = r.cfg.credentials.remedy()
 	out.finish()
 	out.DurationMS = time.Since(started).Milliseconds()
 	r.operations.finish(o, out.answer.encode())
@@ -84,7 +85,7 @@ func (r *runner) execute(o *operation) *outcome {
 	stop := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
 	defer stop()
 
-	a.send(o.req)
+	a.send(asText(r.cfg, o.req.prompt), o.req.images)
 	out := r.supervise(a, o)
 	out.warm = isWarm
 	out.stopped = context.Cause(a.ctx)
@@ -139,7 +140,7 @@ func (r *runner) supervise(a *agent, o *operation) *outcome {
 				silent.Reset(outputTimeout)
 			}
 			idle.Stop()
-			if out.state == hasResult {
+			if out.state == hasResult && !out.tasks.areRunning() {
 				idle.Reset(r.cfg.ExitGrace)
 			}
 		case <-silent.C:

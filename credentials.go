@@ -162,6 +162,19 @@ func isTruthy(name string) bool {
 	}
 }
 
+// remedy says what to do when the API rejects the credentials.
+func (c *credentials) remedy() string {
+	for _, name := range credentialVars {
+		if os.Getenv(name) != "" {
+			return "check " + name
+		}
+	}
+	if c.api.User != nil {
+		return "check the login in ANTHROPIC_BASE_URL"
+	}
+	return "log in again as the agent's user (in the image: as-agent claude)"
+}
+
 // hasLoginOnly reports whether the login of ANTHROPIC_BASE_URL is the only secret. The CLI
 // sends such a login beside a key, never without one (measured), so the agent then asks
 // the proxy with a token.

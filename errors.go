@@ -30,6 +30,7 @@ const (
 	codeUsageLimit           errorCode = "usage_limit"
 	codeOverloaded           errorCode = "overloaded"
 	codeSessionNotFound      errorCode = "session_not_found"
+	codeConversationUnusable errorCode = "conversation_unusable"
 	codeTimeout              errorCode = "timeout"
 	codeStopped              errorCode = "stopped"
 	codeClientGone           errorCode = "client_gone"
@@ -105,8 +106,7 @@ var (
 		"the command was stopped on request; send its session_id to go on")
 	errClientGone = errorf(codeClientGone, "the client closed the connection")
 	errKeyRefused = errorf(codeAuthenticationFailed,
-		"the model's API rejects the server's credentials; "+
-			"check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)")
+		"the model's API rejects the server's credentials")
 	errNoCredentials = errorf(codeNoCredentials,
 		"the server has no credentials for the model's API; "+
 			"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user")

@@ -157,7 +157,7 @@ func (a *agent) limitOutput(limit time.Duration) {
 }
 
 // send writes the prompt in the background, and ends the input, as there is no other.
-func (a *agent) send(req *request) {
+func (a *agent) send(prompt string, images []image) {
 	type message struct {
 		Role    string `json:"role"`
 		Content any    `json:"content"`
@@ -166,7 +166,7 @@ func (a *agent) send(req *request) {
 	input := struct {
 		Type    string  `json:"type"`
 		Message message `json:"message"`
-	}{"user", message{"user", content(req)}}
+	}{"user", message{"user", content(prompt, images)}}
 
 	go func() {
 		encoder := json.NewEncoder(a.stdin)
@@ -176,18 +176,24 @@ func (a *agent) send(req *request) {
 	}()
 }
 
+// block is a text that is sent beside pictures.
+type block struct {
+	Type string `json:"type"`
+	Text string `json:"text"`
+}
+
 // content is what the model is sent: a text or, with pictures, blocks.
-func content(req *request) any {
-	if len(req.images) == 0 {
-		return req.prompt
+func content(prompt string, images []image) any {
+	if len(images) == 0 {
+		return prompt
 	}
 
 	var blocks []any
-	for _, picture := range req.images {
+	for _, picture := range images {
 		blocks = append(blocks, picture)
 	}
 
-	return append(blocks, block{Type: "text", Text: req.prompt})
+	return append(blocks, block{Type: "text", Text: prompt})
 }
 
 // terminate sends SIGINT, so that the CLI ends its turn and the conversation can go on; a

@@ -18,12 +18,13 @@
 //	config.go       variables and their checks
 //	user.go         the agent's user (VM_USER)
 //	credentials.go  the agent's environment, and which credentials it lacks (VM_KEY_PROXY)
-//	proxy.go        the credential proxy, with proxy_api.go and proxy_git.go (VM_GIT_TOKEN)
+//	proxy.go        the credential proxy, with proxy_git.go (VM_GIT_TOKEN)
 //	health.go       GET /healthz
 //	limits.go       how many connections there may be
 //	request.go      reads and checks a body
 //	response.go     sends JSON and event streams (VM_HEARTBEAT)
-//	result.go       what the CLI prints, and what answer that is
+//	message.go      what the CLI prints
+//	result.go       what answer that is
 //	warm.go         the CLI that waits for the next command (VM_WARM)
 //	errors.go       codes, statuses and messages
 //	log.go          a log that holds up nothing

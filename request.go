@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -22,6 +24,43 @@ type request struct {
 
 	key    string   // the Idempotency-Key, "" for none
 	digest [32]byte // of the body
+}
+
+// terminalCommands are those of the CLI that it refuses without a terminal (measured): it
+// answers that they are not available here, as a success.
+const terminalCommands = "" +
+	"access add-dir advisor allowed-tools android app artifacts autofix-pr background " +
+	"bashes bg branch break-reminder breaks brief btw bug cd checkpoint chrome " +
+	"cloud-plugins continue copy design-consent design-login design-revoke desktop " +
+	"downtime exit export extra-usage feedback focus fork help hooks ide import " +
+	"install-github-app install-slack-app ios keybindings login logout marketplace " +
+	"memory memory-pause mobile passes pause-memory permissions plan plugin plugins " +
+	"powerup privacy-settings pro-trial-expired project quit radio rate-limit-options " +
+	"rc remote remote-control remote-env restart resume routines sandbox schedule " +
+	"scroll-speed session setup-bedrock setup-vertex share skills status stickers " +
+	"stop subtask tasks teleport terminal-setup theme toggle-memory tp tui ultraplan " +
+	"ultrareview undo update upgrade usage-credits use-case voice web-setup wellbeing " +
+	"workflows"
+
+// asText returns a prompt that the CLI takes for text, by a space before it (measured), if it
+// begins with one of terminalCommands, such as "/login is broken on my site". Commands of
+// the same name that the project or the user has made stay commands.
+func asText(cfg *config, prompt string) string {
+	first := strings.Fields(prompt)[0] // no prompt is blank
+	name, isCommand := strings.CutPrefix(first, "/")
+	if !isCommand || !slices.Contains(strings.Fields(terminalCommands), name) {
+		return prompt
+	}
+
+	for _, dir := range []string{cfg.Workspace + "/.claude", cfg.agent.configDir} {
+		for _, path := range []string{"/commands/" + name + ".md", "/skills/" + name + "/SKILL.md"} {
+			_, err := os.Stat(dir + path)
+			if err == nil {
+				return prompt
+			}
+		}
+	}
+	return " " + prompt
 }
 
 const (

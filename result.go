@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -25,6 +23,7 @@ type answer struct {
 	MCPServers boundedList[mcpServer] `json:"mcp_servers"`
 	Killed     int                    `json:"swept"` // processes that the command left
 	Background bool                   `json:"background_stopped,omitempty"`
+	Warnings   []string               `json:"warnings,omitempty"`
 	Error      *apiError              `json:"error,omitempty"`
 }
 
@@ -33,6 +32,7 @@ const (
 	maxMessage    = 10_000  // characters of an error's message
 	maxText       = 1_000   // characters of any other text
 	maxMCPServers = 100
+	maxWarnings   = 20
 )
 
 type mcpServer struct {
@@ -60,106 +60,6 @@ func (a answer) encode() []byte {
 	return data
 }
 
-// streamMessage is what matters of one line of the CLI's output.
-type streamMessage struct {
-	Type       string                 `json:"type"`
-	Subtype    string                 `json:"subtype"`
-	Error      string                 `json:"error"`
-	Result     string                 `json:"result"`
-	Errors     boundedList[string]    `json:"errors"`
-	Attempt    int                    `json:"attempt"` // of api_retry
-	Message    messageContent         `json:"message"`
-	Parent     string                 `json:"parent_tool_use_id"` // of a subagent's messages
-	SessionID  string                 `json:"session_id"`
-	Version    string                 `json:"claude_code_version"`
-	MCPServers boundedList[mcpServer] `json:"mcp_servers"`
-	IsError    bool                   `json:"is_error"`
-	APIStatus  int                    `json:"api_error_status"`
-	NumTurns   int                    `json:"num_turns"`
-	CostUSD    float64                `json:"total_cost_usd"`
-	Limit      rateLimit              `json:"rate_limit_info"`
-}
-
-type messageContent struct {
-	Content boundedList[block] `json:"content"`
-}
-
-type block struct {
-	Type string `json:"type"`
-	Text string `json:"text"`
-}
-
-// parseLine returns nil for a line that is not a message. A field of an unexpected type
-// counts as absent.
-func parseLine(line []byte) *streamMessage {
-	m := &streamMessage{}
-	err := json.Unmarshal(line, m)
-	if err != nil && !isWrongType(err) || m.Type == "" {
-		return nil
-	}
-	return m
-}
-
-func isWrongType(err error) bool {
-	var wrong *json.UnmarshalTypeError
-	return errors.As(err, &wrong)
-}
-
-// text returns what the message says, without its other parts.
-func (m *streamMessage) text() string {
-	var texts []string
-	for _, part := range m.Message.Content {
-		if part.Type == "text" {
-			texts = append(texts, part.Text)
-		}
-	}
-
-	return strings.Join(texts, "\n")
-}
-
-func (m *streamMessage) isInit() bool { return m.Subtype == "init" }
-
-// isHook reports whether this is about the user's own SessionStart hook, which a CLI runs
-// before it has a prompt (measured).
-func (m *streamMessage) isHook() bool {
-	return m.Type == "system" && strings.HasPrefix(m.Subtype, "hook_")
-}
-
-// isAuthFailure reports whether the API finally rejects the server's key: no try after the
-// third one succeeds.
-func (m *streamMessage) isAuthFailure() bool {
-	return m.Error == "authentication_failed" && m.Attempt >= 3
-}
-
-// maxElements is how much is decoded of an array, far more than the CLI sends: a line of
-// 16 MiB that lists millions of something would take ten times its size.
-const maxElements = 1000
-
-// boundedList is the beginning of a JSON array. What is not an array counts as absent, and
-// an element of another type as an empty one.
-type boundedList[T any] []T
-
-func (l *boundedList[T]) UnmarshalJSON(data []byte) error {
-	isArray := bytes.HasPrefix(data, []byte("["))
-	if !isArray {
-		return nil
-	}
-
-	*l = boundedList[T]{}
-	in := json.NewDecoder(bytes.NewReader(data))
-	in.Token() // the bracket
-	for in.More() && len(*l) < maxElements {
-		var element T
-		err := in.Decode(&element)
-		if err != nil && !isWrongType(err) {
-			return err
-		}
-		*l = append(*l, element)
-	}
-
-	return nil
-}
-
 // turnState is how far the CLI has come.
 type turnState int
 
@@ -169,22 +69,27 @@ const (
 	newTurn             // after a result, such as when a background task has ended (measured)
 )
 
-// outcome is what is known of a command while it runs, and in the end its answer.
+// outcome is what is known of a command while it runs, and in the end its answer. The
+// result in it is that of all turns that ended well.
 type outcome struct {
 	answer
-	conversation string         // as the last init names it
-	state        turnState      //
-	result       *streamMessage // the last one
-	apiError     string         // of the agent's last message, as the CLI calls it
-	limit        rateLimit      // the plan's, as it was printed last
-	skippedLines int            // lines that were not messages
-	hasKey       bool           // the command has an Idempotency-Key
+	conversation string          // as the last init names it
+	state        turnState       //
+	isGood       bool            // a turn ended well
+	spoken       string          // the agent's last text
+	last         *streamMessage  // the last turn's result
+	apiError     string          // of the agent's last message, as the CLI calls it
+	limit        rateLimit       // the plan's, as it was printed last
+	tasks        backgroundTasks //
+	skippedLines int             // lines that were not messages
+	hasKey       bool            // the command has an Idempotency-Key
 
 	stopped error     // why the agent was stopped, nil if it ended by itself
 	exit    string    // how the CLI ended, "" if it did not
 	stderr  string    // the end of it
 	warm    bool      // the CLI had been waiting
 	retryAt time.Time // when the API wants to be asked again, zero if it did not say
+	remedy  string    // for credentials that the API rejects
 	left    error     // which processes could not be killed, nil if none is left
 }
 
@@ -200,27 +105,65 @@ func (o *outcome) apply(m *streamMessage, isStopping bool) {
 		return
 	}
 
+	o.tasks.apply(m)
 	switch {
 	case m.Type == "result":
-		o.NumTurns = m.NumTurns
-		o.CostUSD = roundCost(m.CostUSD)
-		if isStopping {
-			o.Result = cmp.Or(m.Result, o.Result)
-			return
-		}
-
-		o.result = m
-		o.state = hasResult
+		o.applyResult(m, isStopping)
 	case m.Type == "rate_limit_event":
 		o.limit = m.Limit
 	case m.isInit():
 		o.beginTurn()
 		o.conversation = m.SessionID
 		o.MCPServers = m.MCPServers
+		if m.PermissionMode != "" && m.PermissionMode != "bypassPermissions" {
+			o.warn("the project's own settings restrict what Claude Code may do: "+
+				"its permission mode is %q", m.PermissionMode)
+		}
 	case m.Type == "assistant" && m.Parent == "":
 		o.beginTurn()
 		o.apiError = m.Error
-		o.Result = cmp.Or(m.text(), o.Result)
+		o.spoken = cmp.Or(m.text(), o.spoken)
+	}
+}
+
+// applyResult takes in a turn's result. A blank one stands for what the agent said before,
+// beside a call of a tool for example (measured).
+func (o *outcome) applyResult(m *streamMessage, isStopping bool) {
+	o.NumTurns = m.NumTurns
+	o.CostUSD = roundCost(m.CostUSD)
+	if isStopping {
+		o.spoken = cmp.Or(m.Result, o.spoken)
+		return
+	}
+
+	o.last = m
+	o.state = hasResult
+	for _, denial := range m.Denials {
+		o.warn("the project's own settings did not allow a call of the tool %q", denial.Tool)
+	}
+	if m.IsError {
+		return
+	}
+
+	o.isGood = true
+	text := m.Result
+	if strings.TrimSpace(text) == "" {
+		text = o.spoken
+	}
+	isNew := !strings.Contains(o.Result, text)
+	switch {
+	case o.Result == "":
+		o.Result = text
+	case isNew && len(o.Result) < maxResult:
+		o.Result += "\n\n" + text
+	}
+}
+
+// warn adds what a caller should be told beside the answer, once.
+func (o *outcome) warn(format string, args ...any) {
+	text := truncate(fmt.Sprintf(format, args...), maxText)
+	if len(o.Warnings) < maxWarnings && !slices.Contains(o.Warnings, text) {
+		o.Warnings = append(o.Warnings, text)
 	}
 }
 
@@ -243,16 +186,17 @@ func roundCost(cost float64) float64 {
 // finish completes the answer once no more can come. The first row that fits counts:
 //
 //	processes are left                      failed: agent_crashed, with the result there was
-//	stopped, except for its silence after
-//	a result, and no result is the latest   the reason of the stop
+//	a turn ended well before any stop       success; what went wrong after it is a warning
+//	stopped, before any result, or in a
+//	turn after one that was an error        the reason of the stop
 //	no result                               failed: agent_crashed
 //	an exit status in a turn after it       failed: agent_crashed
-//	the result is no error                  success
 //	no credentials                          failed: no_credentials
 //	the credentials were rejected           failed: authentication_failed
 //	a plan's limit, no balance              failed: usage_limit
 //	another 429, or 529                     failed: overloaded
 //	an unknown session                      failed: session_not_found
+//	a conversation that the API rejects     failed: conversation_unusable
 //	another error                           failed: agent_error
 //
 // is_error tells whether a result is good: subtype can be success in an error, and the exit
@@ -260,27 +204,25 @@ func roundCost(cost float64) float64 {
 func (o *outcome) finish() {
 	o.boundServers()
 	o.Background = o.stopped == errIdleAfterResult
-
 	wasStopped := o.stopped != nil && !o.Background
-	crashed := o.state == newTurn && o.exit != "exit status 0"
-	isGood := o.result != nil && !o.result.IsError
-	if isGood && (o.state == hasResult || !wasStopped && !crashed) {
-		o.Result = o.result.Result
+	if !o.isGood {
+		o.Result = o.spoken
 	}
 
 	switch {
 	case o.left != nil:
 		o.fail(errorf(codeAgentCrashed, "%v; the server restarts", o.left))
+	case o.isGood:
+		o.Status = "success"
+		o.warnOfLaterTurns(wasStopped)
 	case wasStopped && o.state != hasResult:
 		o.fail(asAPIError(o.stopped))
 	case o.state == noResult:
 		o.fail(errorf(codeAgentCrashed,
 			"Claude Code ended without a result: %s; the end of its stderr: %s", o.exit, o.stderr))
-	case crashed:
+	case o.hasCrashed():
 		o.fail(errorf(codeAgentCrashed, "Claude Code ended in a turn that followed its result: "+
 			"%s; the end of its stderr: %s", o.exit, o.stderr))
-	case isGood:
-		o.Status = "success"
 	default:
 		o.fail(o.classify())
 	}
@@ -291,10 +233,30 @@ func (o *outcome) finish() {
 	}
 }
 
+func (o *outcome) hasCrashed() bool { return o.state == newTurn && o.exit != "exit status 0" }
+
+// warnOfLaterTurns warns of what went wrong after a good result.
+func (o *outcome) warnOfLaterTurns(wasStopped bool) {
+	switch {
+	case o.Background, wasStopped && o.tasks.areRunning():
+		o.warn("background work was still running and was stopped")
+	case wasStopped && o.state == newTurn:
+		o.warn("a turn after this result was stopped: %v", o.stopped)
+	case o.hasCrashed():
+		o.warn("Claude Code ended in a turn after this result: %s", o.exit)
+	case o.last.IsError:
+		o.warn("a turn after this result failed: %s", o.classify().Message)
+	}
+}
+
 func (o *outcome) boundServers() {
 	servers := boundedList[mcpServer]{} // JSON: [], not null
 	for _, s := range o.MCPServers[:min(len(o.MCPServers), maxMCPServers)] {
-		servers = append(servers, mcpServer{truncate(s.Name, maxText), truncate(s.Status, maxText)})
+		server := mcpServer{truncate(s.Name, maxText), truncate(s.Status, maxText)}
+		servers = append(servers, server)
+		if server.Status == "failed" {
+			o.warn("the MCP server %q failed to start", server.Name)
+		}
 	}
 	o.MCPServers = servers
 }
@@ -308,6 +270,9 @@ func truncate(text string, characters int) string {
 // one, since the old one stands for this failure.
 func (o *outcome) fail(reason *apiError) {
 	message := reason.Message
+	if reason.Code == codeAuthenticationFailed {
+		message += "; " + o.remedy
+	}
 	if o.hasKey {
 		message = strings.Replace(message, sendAgain, sendAgain+" with a new Idempotency-Key", 1)
 	}
@@ -323,8 +288,8 @@ func (o *outcome) fail(reason *apiError) {
 func (o *outcome) classify() *apiError {
 	isAuthFailure := o.apiError == "authentication_failed"
 	hasMetLimit := o.apiError == "rate_limit" && o.limit.isReached()
-	status := o.result.APIStatus
-	text := o.result.errorText()
+	status := o.last.APIStatus
+	text := o.last.errorText()
 
 	switch {
 	case isAuthFailure && status == 0: // the API was not asked (measured)
@@ -339,22 +304,15 @@ func (o *outcome) classify() *apiError {
 		return limitError(codeUsageLimit, "the account's limit is reached", text, retryAt)
 	case isOverloaded(status):
 		return limitError(codeOverloaded, "the model's API is overloaded", text, o.retryAt)
-	case o.result.isSessionNotFound():
+	case o.last.isSessionNotFound():
 		return errorf(codeSessionNotFound,
-			"%s; leave session_id out to begin a new conversation", o.result.Errors[0])
+			"%s; leave session_id out to begin a new conversation", o.last.Errors[0])
+	case o.last.isConversationUnusable():
+		return errorf(codeConversationUnusable, "the model's API rejects this conversation: "+
+			"%s; leave session_id out to begin a new conversation", text)
 	default:
 		return errorf(codeAgentError, "%s", text)
 	}
-}
-
-func (m *streamMessage) isSessionNotFound() bool {
-	return len(m.Errors) > 0 && strings.HasPrefix(m.Errors[0], "No conversation found")
-}
-
-// errorText is how the CLI describes its error.
-func (m *streamMessage) errorText() string {
-	text := cmp.Or(m.Result, strings.Join(m.Errors, "; "), m.Subtype)
-	return cmp.Or(text, "Claude Code reports an error without a description")
 }
 
 func limitError(code errorCode, what, text string, retryAt time.Time) *apiError {
@@ -364,29 +322,6 @@ func limitError(code errorCode, what, text string, retryAt time.Time) *apiError 
 		e.RetryAt = retryAt.UTC().Format(time.RFC3339)
 	}
 	return e
-}
-
-// rateLimit is what the CLI's rate_limit_event says of a plan.
-type rateLimit struct {
-	Status   string  `json:"status"`
-	Kind     string  `json:"rateLimitType"`
-	ResetsAt float64 `json:"resetsAt"` // seconds since 1970
-}
-
-// isReached reports whether it is the plan's limit that was met. The CLI prints the event
-// without kind and time where the API is merely overloaded (measured).
-func (l rateLimit) isReached() bool {
-	return l.Status == "rejected" && (l.Kind != "" || l.ResetsAt > 0)
-}
-
-// resetTime returns when the limit ends, zero if that is not known. The agent could print
-// any number, so it must be a date.
-func (l rateLimit) resetTime() time.Time {
-	const year9999 = 253402300799
-	if l.ResetsAt <= 0 || l.ResetsAt > year9999 {
-		return time.Time{}
-	}
-	return time.Unix(int64(l.ResetsAt), 0)
 }
 
 // isOverloaded reports whether an API's status means: not now.
@@ -411,3 +346,35 @@ func retryAfter(header http.Header) time.Time {
 	}
 	return date
 }
+
+// backgroundTasks are those that the CLI runs in the background although the agent did not
+// ask for that: commands that took too long, for whose end it then begins a turn (measured).
+// What the agent put there itself, such as a dev server, may never end.
+type backgroundTasks struct {
+	requested map[string]bool // calls that ask for the background
+	running   map[string]bool // tasks of the others
+}
+
+const maxTasks = 1000 // of each kind are tracked, since the agent could print any number
+
+func (t *backgroundTasks) apply(m *streamMessage) {
+	if t.running == nil {
+		t.requested, t.running = map[string]bool{}, map[string]bool{}
+	}
+	for _, block := range m.Message.Content {
+		if block.Input.IsBackground && len(t.requested) < maxTasks {
+			t.requested[block.ID] = true
+		}
+	}
+
+	switch m.Subtype {
+	case "task_started":
+		if !t.requested[m.ToolUseID] && len(t.running) < maxTasks {
+			t.running[m.TaskID] = true
+		}
+	case "task_notification":
+		delete(t.running, m.TaskID)
+	}
+}
+
+func (t *backgroundTasks) areRunning() bool { return len(t.running) > 0 }

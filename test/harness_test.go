@@ -377,6 +377,7 @@ type answer struct {
 	MCPServers []mcpServer `json:"mcp_servers"`
 	Killed     int         `json:"swept"`
 	Background bool        `json:"background_stopped"`
+	Warnings   []string    `json:"warnings"`
 	Error      *apiError   `json:"error"`
 }
 

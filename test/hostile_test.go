@@ -127,6 +127,47 @@ func hostileClaude() {
 		result("first")
 		result("second")
 		return
+	case "answers-the-same-twice":
+		result("the same")
+		beginTurn()
+		result("the same")
+		return
+	case "answers-and-fails-in-its-next-turn":
+		result("first")
+		beginTurn()
+		refusedByTheAPI("overloaded", 529, "API Error: 529")
+	case "fails-and-answers-in-its-next-turn":
+		emit(`{"type":"result","is_error":true,"result":"API Error: 500"}`)
+		beginTurn()
+		result("second")
+		return
+	case "answers-blank":
+		say("spoken")
+		result(" \n")
+		return
+	case "waits-for-a-command-that-took-too-long": // which the CLI moved to the background
+		emit(`{"type":"system","subtype":"task_started","task_id":"b1","tool_use_id":"toolu_1"}`)
+		result("it still runs")
+		time.Sleep(time.Second) // longer than the exit grace of the tests
+		emit(`{"type":"system","subtype":"task_notification","task_id":"b1"}`)
+		beginTurn()
+		result("it has passed")
+		return
+	case "starts-a-server": // in the background, of its own wish
+		emit(`{"type":"assistant","message":{"content":[{"type":"tool_use","id":"toolu_1","input":{"run_in_background":true}}]}}`)
+		emit(`{"type":"system","subtype":"task_started","task_id":"b1","tool_use_id":"toolu_1"}`)
+		result("started")
+		time.Sleep(time.Hour)
+	case "is-restricted":
+		emit(`{"type":"system","subtype":"init","session_id":"` + testSession + `","permissionMode":"default",` +
+			`"mcp_servers":[{"name":"playwright","status":"failed"}]}`)
+		emit(`{"type":"result","result":"I may not","session_id":"` + testSession + `",` +
+			`"permission_denials":[{"tool_name":"Bash"},{"tool_name":"Bash"},{"tool_name":"Write"}]}`)
+		return
+	case "is-too-long":
+		emit(`{"type":"result","subtype":"success","is_error":true,"api_error_status":400,` +
+			`"terminal_reason":"prompt_too_long","result":"Prompt is too long"}`)
+		os.Exit(1)
 	case "answers-and-dies-in-its-next-turn":
 		result("first")
 		beginTurn()

@@ -64,3 +64,34 @@ func TestTheTimeoutDoesNotCountTheWait(t *testing.T) {
 		}
 	}
 }
+
+// The CLI would answer that such a command is not available, as a success. With a space
+// before it, it is text (a canary holds both).
+func TestAPromptThatNamesACommandOfTheTerminalIsText(t *testing.T) {
+	t.Parallel()
+	s := startServer(t)
+	s.put("prompts")
+	for _, dir := range []string{".claude/commands", ".claude/skills/status"} {
+		if err := os.MkdirAll(s.cmd.Dir+"/"+dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.put(".claude/commands/stop.md")
+	s.put(".claude/skills/status/SKILL.md")
+	want := ""
+	for _, prompt := range []string{
+		" /login is broken on my site", " /export\tthe\ntable", // the space is the server's
+		"/stop the server", "/status", // which the project has made
+		"/context", "/deploy", "/login-page is broken", "/Login", "/tmp is full", "/", "say /login",
+	} {
+		s.ask(strings.TrimPrefix(prompt, " "))
+		want += prompt + "\n"
+	}
+	got, err := os.ReadFile(s.cmd.Dir + "/prompts")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, string(got)); diff != "" {
+		t.Errorf("what the CLI gets (-want +got):\n%s", diff)
+	}
+}

@@ -15,7 +15,7 @@ const (
 	noCredentialsMessage = "the server has no credentials for the model's API; " +
 		"set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN), or log in as the agent's user"
 	keyRefusedMessage = "the model's API rejects the server's credentials; " +
-		"check ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)"
+		"log in again as the agent's user (in the image: as-agent claude)"
 	timeoutMessage = "the command took longer than VM_TIMEOUT and was stopped; " +
 		"send its session_id to go on"
 )
@@ -43,9 +43,13 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		a.Killed = swept
 		return a
 	}
+	warned := func(a answer, warnings ...string) answer {
+		a.Warnings = warnings
+		return a
+	}
 	background := func(swept int, a answer) answer {
 		a.Background = true
-		return leaving(swept, a)
+		return leaving(swept, warned(a, "background work was still running and was stopped"))
 	}
 	noCredentials := failed("no_credentials", noCredentialsMessage)
 	keyRefused := failed("authentication_failed", keyRefusedMessage)
@@ -61,10 +65,17 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		return a
 	}
 	const spent, busy = "the account's limit is reached", "the model's API is overloaded"
-	died := crashed("signal: killed", "")
-	died.Error.Message = strings.Replace(died.Error.Message, "without a result",
-		"in a turn that followed its result", 1)
-	died.NumTurns, died.CostUSD = 2, 0.25
+	failedLater := answer{Status: "success", Result: "first",
+		Warnings: []string{"a turn after this result failed: the model's API is overloaded: API Error: 529; " +
+			"send the command again later, with its session_id to go on"}}
+	restricted := answer{Status: "success", Result: "I may not",
+		MCPServers: []mcpServer{{"playwright", "failed"}},
+		Warnings: []string{
+			"the project's own settings restrict what Claude Code may do: its permission mode is \"default\"",
+			"the project's own settings did not allow a call of the tool \"Bash\"",
+			"the project's own settings did not allow a call of the tool \"Write\"",
+			"the MCP server \"playwright\" failed to start",
+		}}
 	silent := crashed("exit status 0", "")
 	silent.SessionID, silent.MCPServers = "-", []mcpServer{}
 	const unknown = "No conversation found with session ID: x; " +
@@ -74,13 +85,23 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		want          answer
 	}{
 		{"a plain answer", "hello", success("hello")},
-		{"the last of two results counts", "answers-twice", success("second")},
+		{"the results of two turns are joined", "answers-twice", success("first\n\nsecond")},
+		{"a turn that says nothing new is left out", "answers-the-same-twice", success("the same")},
 		{"a turn after the result may be silent for longer than the exit grace",
-			"takes-another-turn", success("second")},
+			"takes-another-turn", success("first\n\nsecond")},
+		{"a turn that fails after a good one is a warning", "answers-and-fails-in-its-next-turn", failedLater},
+		{"a good turn after one that failed counts", "fails-and-answers-in-its-next-turn", success("second")},
+		{"a blank result is what the agent said last", "answers-blank", success("spoken")},
+		{"a command that the CLI moved to the background is waited for", "waits-for-a-command-that-took-too-long",
+			success("it still runs\n\nit has passed")},
+		{"one that the agent put there is not", "starts-a-server", background(0, success("started"))},
+		{"what restricts the agent is a warning", "is-restricted", restricted},
+		{"a conversation that the API rejects", "is-too-long", failed("conversation_unusable",
+			"the model's API rejects this conversation: Prompt is too long; leave session_id out to begin a new conversation")},
 		{"a result stands although the CLI exits with 1", "answers-and-fails", success("answered")},
 		{"a result stands although the CLI dies", "answers-and-dies", success("answered")},
 		{"a CLI that dies in a turn after its result", "answers-and-dies-in-its-next-turn",
-			saying("going on", died)},
+			warned(success("first"), "Claude Code ended in a turn after this result: signal: killed")},
 		{"a result and then silence", "answers-and-stays",
 			background(1, success("answered"))},
 		{"a result and then a closed stdout", "answers-and-closes-stdout",
@@ -120,7 +141,8 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			s := patient
 			isTurn := test.command == "takes-another-turn"
-			if test.want.Background || isTurn {
+			isTask := test.command == "waits-for-a-command-that-took-too-long"
+			if test.want.Background || isTurn || isTask {
 				s = strict
 			}
 			var got answer
@@ -137,11 +159,14 @@ func TestHowTheCLIEndsIsTheAnswer(t *testing.T) {
 			}
 			got.DurationMS = 0
 			if isTurn {
-				got.Background = false // its exit may be slow
+				got.Background, got.Warnings = false, nil // its exit may be slow
 			}
 			switch test.want.SessionID {
 			case "":
-				test.want.SessionID, test.want.MCPServers = testSession, playwright
+				test.want.SessionID = testSession
+				if test.want.MCPServers == nil {
+					test.want.MCPServers = playwright
+				}
 			case "-":
 				test.want.SessionID = ""
 			}
