@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -82,6 +83,8 @@ type line struct {
 	NumTurns  int      `json:"num_turns"`
 	CostUSD   float64  `json:"total_cost_usd"`
 	Limit     limit    `json:"rate_limit_info"`
+	TaskID    string   `json:"task_id"`
+	ToolUseID string   `json:"tool_use_id"`
 	Tools     []string `json:"tools"` // which it does not read, but takes some away
 }
 
@@ -257,7 +260,12 @@ func only(t *testing.T, list []line, what string, is func(line) bool) line {
 // put writes a file of the workspace.
 func (v *vm) put(t *testing.T, name, text string) {
 	t.Helper()
-	if err := os.WriteFile(v.workspace+"/"+name, []byte(text), 0o644); err != nil {
+	path := v.workspace + "/" + name
+	err := os.MkdirAll(filepath.Dir(path), 0o755)
+	if err == nil {
+		err = os.WriteFile(path, []byte(text), 0o644)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }

@@ -35,6 +35,8 @@ func TestCanary(t *testing.T) {
 		{subagentHoldsTheResult, "a background subagent holds the result back"},
 		{waitingIsSilent, "a waiting CLI says what its hooks say, no more, and asks nothing"},
 		{imageArrives, "a small image arrives byte for byte, by its true type, before the text"},
+		{commandsOfTheTerminalAreRefused, "commands that need a terminal are refused as a success, and text with a space before them"},
+		{tasksAreTold, "a command that takes too long becomes a task, told by the id of its call, and so is its end"},
 		{keyIsRetried, "a refused key is retried, with three numbered lines within seconds"},
 		{refusedKeyIsTold, "refused and missing credentials are one error, told apart by status"},
 		{limitIsTold, "a plan's limit and an empty balance are told by error and limit"},
@@ -54,7 +56,7 @@ func TestCanary(t *testing.T) {
 }
 
 // The tools for later are those that image/managed-settings.json takes away.
-var later = []string{"CronCreate", "CronDelete", "CronList", "ScheduleWakeup"}
+var later = []string{"CronCreate", "CronDelete", "CronList", "Monitor", "ScheduleWakeup"}
 
 func initTells(t *testing.T, v *vm, _ *asked) {
 	list := v.run(t, "hello", "--mcp-config", root(t)+"/.mcp.json", "--strict-mcp-config")
@@ -97,6 +99,41 @@ func toolsCanGo(t *testing.T, v *vm, _ *asked) {
 	isLater := func(name string) bool { return slices.Contains(later, name) }
 	if slices.ContainsFunc(tools, isLater) || !slices.Contains(tools, "Bash") {
 		t.Errorf("its tools are %v", tools)
+	}
+}
+
+func commandsOfTheTerminalAreRefused(t *testing.T, v *vm, _ *asked) {
+	for _, name := range []string{"login", "logout", "status", "help", "export", "stop", "plan", "memory", "tasks", "update"} {
+		refused := only(t, v.run(t, "/"+name+" x"), "result", line.isResult)
+		if refused.IsError || refused.NumTurns != 0 || !strings.Contains(refused.Result, "isn't available") {
+			t.Errorf("/%s: %+v", name, refused)
+		}
+	}
+	if text := only(t, v.run(t, " /login x"), "result", line.isResult); strings.TrimSpace(text.Result) != "/login x" {
+		t.Errorf("with a space before it: %+v", text)
+	}
+}
+
+func tasksAreTold(t *testing.T, v *vm, _ *asked) {
+	c := v.begin(t, "bash: node -e 'setTimeout(() => {}, 3000)'\nsay: begun", "BASH_DEFAULT_TIMEOUT_MS=1000", "BASH_MAX_TIMEOUT_MS=1000")
+	list := c.end(0)
+	var call, task string
+	ended := false
+	for _, l := range list {
+		for _, b := range blocks(l.Message.Content) {
+			if b.Type == "tool_use" {
+				call = b.ID
+			}
+		}
+		switch {
+		case l.Subtype == "task_started" && call != "" && l.ToolUseID == call:
+			task = l.TaskID
+		case l.Subtype == "task_notification" && l.TaskID == task:
+			ended = true
+		}
+	}
+	if task == "" || !ended || c.count(line.isResult) != 2 {
+		t.Errorf("the call is %q, its task %q, which ended: %v: %s", call, task, ended, c.out)
 	}
 }
 

@@ -17,7 +17,8 @@ type answer struct {
 	MCPServers []struct {
 		Name, Status string
 	} `json:"mcp_servers"`
-	Error struct {
+	Warnings []string `json:"warnings"`
+	Error    struct {
 		Code, Message string
 		RetryAt       string `json:"retry_at"`
 	} `json:"error"`

@@ -119,7 +119,7 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 		note(method, response, text)
 	}
 	for _, command := range []string{
-		"hello", "hits-a-limit 1795707601", "is-overloaded 529", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "exits",
+		"hello", "hits-a-limit 1795707601", "is-overloaded 529", "reports-an-error", "not-logged-in", "gives-up-on-its-key", "unknown-session", "is-too-long", "exits",
 	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}
