@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
 	"net/http"
@@ -82,5 +83,33 @@ func TestImageAFileKeepsItsNameInTheBrowserWhateverTheLanguage(t *testing.T) {
 				t.Errorf("the upload is %q, want %q: %v: %+v", got, want, test.want, a)
 			}
 		})
+	}
+}
+
+// A page in another script shows its letters. The control is a script that no font here has:
+// its letter looks as one that does not exist.
+func TestImageAPageShowsTheScriptsOfTheWorld(t *testing.T) {
+	needImage(t)
+	const letters = "नওதสሰمשგԲహಹഹહਸහសສမନΓП你こ안𞤀"
+	script := `() => {
+		const context = Object.assign(document.createElement("canvas"), { width: 80, height: 80 }).getContext("2d");
+		const drawn = (letter) => {
+			context.clearRect(0, 0, 80, 80);
+			context.font = "40px sans-serif";
+			context.fillText(letter, 10, 55);
+			return context.canvas.toDataURL();
+		};
+		const none = drawn("\\u{378}");
+		return "missing: " + [...LETTERS].filter((letter) => drawn(letter) === none).join("") + ".";
+	}`
+	script = strings.Replace(script, "LETTERS", `"`+letters+`"`, 1)
+	arguments, err := json.Marshal(map[string]string{"function": script})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := start(t)
+	a := v.ask("success", "open: "+page(t, "hello")+"\ntool: mcp__playwright__browser_evaluate "+string(arguments))
+	if !strings.Contains(a.Result, "missing: 𞤀.") {
+		t.Errorf("%s", a.Result)
 	}
 }

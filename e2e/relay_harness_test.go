@@ -157,7 +157,7 @@ func (r *relay) readsOnce(person string, texts ...string) {
 		r.reads(person, text)
 	}
 	r.say(person, "stop")
-	r.reads(person, "Nothing runs.")
+	r.reads(person, "Nothing is running.")
 	for _, text := range texts {
 		count := 0
 		for _, s := range r.heard() {

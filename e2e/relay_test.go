@@ -62,7 +62,7 @@ func TestTheRelayStopsWhatRunsAndWhatWaits(t *testing.T) {
 	r.reads(ann, "⚙")
 	r.say(ann, "this waits")
 	r.say(ann, "Stop")
-	r.reads(ann, "I stop.")
+	r.reads(ann, "Stopping…")
 	r.reads(ann, "I stopped. Say")
 	r.reads(ann, "I stopped before I began that.")
 	r.say(ann, "recall")
@@ -83,7 +83,7 @@ func startCrowded(t *testing.T, env ...string) (*vm, *relay) {
 	r.say(ann, untilGo)
 	r.reads(ann, "⚙")
 	r.say(ben, "ben's turn")
-	r.reads(ben, "I have too much to do just now")
+	r.reads(ben, "I'm busy right now")
 	return v, r
 }
 
@@ -144,7 +144,7 @@ func TestTheRelayAsksAgainAfterAProxysOwnError(t *testing.T) {
 	t.Cleanup(proxy.Close)
 	r := startRelay(t, map[string]string{ann: proxy.URL})
 	r.say(ann, "hello")
-	r.reads(ann, "The machine is restarting. I keep trying.")
+	r.reads(ann, "The machine is restarting. I'll keep trying.")
 	r.readsOnce(ann, "hello")
 }
 

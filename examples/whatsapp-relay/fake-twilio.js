@@ -29,7 +29,7 @@ class FakeTwilio {
   url = "";
   /** @type {import("node:http").Server | undefined} */
   server;
-  /** @type {{to: string, body: string, media?: string}[]} */
+  /** @type {{to: string, body: string, media?: string, receipts?: string}[]} */
   said = [];
   /** @type {Map<string, Medium>} */
   media = new Map();
@@ -57,13 +57,13 @@ class FakeTwilio {
       const delay = this.delayMS;
       this.delayMS = 0;
       await sleep(delay);
-      const { To: to, Body: body = "", MediaUrl: media } = request.body;
+      const { To: to, Body: body = "", MediaUrl: media, StatusCallback: receipts } = request.body;
       if (!body.trim() && !media) return void response.status(400).json({ status: 400, message: "a message needs a body" });
       if (body.length > 1600) return void response.status(400).json({ status: 400, message: "the body is too long" });
       if (this.refusal) return void response.status(this.refusal).json({ status: this.refusal, message: "no such number" });
       if (this.failures-- > 0) return void response.sendStatus(503);
       this.failures = 0;
-      this.said.push({ to, body, media });
+      this.said.push({ to, body, media, receipts });
       response.status(201).json({ sid: `SM${"0".repeat(32)}` });
     });
   }

@@ -5,7 +5,7 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import twilio from "twilio";
 import { commandOf } from "./command.js";
-import { events, refused, request } from "./vm.js";
+import { events, isStream, refused, request } from "./vm.js";
 import { blocks, progress, split, words } from "./words.js";
 
 /**
@@ -24,6 +24,7 @@ import { blocks, progress, split, words } from "./words.js";
  */
 
 const SCREENSHOT = "mcp__playwright__browser_take_screenshot";
+const BEGINS_ANEW = new Set(["session_not_found", "conversation_unusable"]); // the next message does
 const MAX_SCREENSHOTS = 3; // of an answer, the last ones
 const MAX_SCREENSHOT_BYTES = 5 * 1024 * 1024; // WhatsApp's limit of a picture
 
@@ -51,6 +52,12 @@ export class Relay {
     this.store.save(message);
     this.#begin(message);
     return true;
+  }
+
+  /** Logs that something did not reach a person. @param {Record<string, unknown>} form Twilio's receipt */
+  note({ MessageSid: id, MessageStatus: status, To: to, ErrorCode: code }) {
+    if (status !== "failed" && status !== "undelivered") return;
+    console.error(`relay: ${id} to ${to} was not delivered: ${status}, Twilio's error ${code ?? "unknown"}`);
   }
 
   /** Goes on with what a crash left open. */
@@ -140,7 +147,7 @@ export class Relay {
       // A stopped command is joined only if it is there: sent anew it would begin.
       if (message.isStopped && !(await this.#stop(message, machine))) return "I stopped that, before it was begun or after it was over.";
       const { answer, refusal, why, seconds } = await this.#attempt(message, body, machine, tell);
-      if (answer?.error?.code === "session_not_found") this.store.converse(message.from);
+      if (answer?.error && BEGINS_ANEW.has(answer.error.code)) this.store.converse(message.from);
       else if (answer?.session_id) this.store.converse(message.from, answer.session_id);
       if (answer) return words(answer);
       if (refusal) return `That can't be sent: ${refusal.message}`;
@@ -152,15 +159,20 @@ export class Relay {
   /** One try. @param {Message} message @param {string} body @param {Machine} machine @param {Tell} tell @returns {Promise<import("./vm.js").Outcome>} */
   async #attempt(message, body, machine, tell) {
     const response = await request("POST", machine, message.id, body).catch(() => undefined);
-    if (!response) return { why: "The machine is not up yet. I keep trying." };
+    if (!response) return { why: "The machine is not up yet. I'll keep trying." };
     if (response.status !== 200) return refused(response);
+    if (!isStream(response)) {
+      console.error(`relay: ${message.id}: ${machine.url} answers 200 with ${response.headers.get("Content-Type")}: no vm-server is there; see people.json`);
+      await response.body?.cancel();
+      return { refusal: { code: "not_found", message: "something else answers at my machine's address; its owner has to look." } };
+    }
     if (message.isStopped) void this.#stop(message, machine); // a stop that came before it found nothing
     /** @type {Set<unknown>} */
     const calls = new Set(); // of the screenshot tool
     try {
       for await (const event of events(response)) {
         if (event.name !== "response") this.#look(message, event, calls, tell);
-        else if (event.data.error?.code === "shutting_down") return { why: "The machine is restarting. I begin again then." };
+        else if (event.data.error?.code === "shutting_down") return { why: "The machine is restarting. I'll start again then." };
         else return { answer: event.data };
       }
     } catch (error) {
@@ -227,7 +239,8 @@ export class Relay {
   /** @param {Message} message @param {Reply} reply */
   async #send({ from, to }, { body, picture }) {
     const mediaUrl = picture ? [`${this.setup.publicURL}/media/${picture}`] : undefined;
-    await this.twilio.messages.create({ from: to, to: from, body, mediaUrl });
+    const statusCallback = `${this.setup.publicURL}/whatsapp`;
+    await this.twilio.messages.create({ from: to, to: from, body, mediaUrl, statusCallback });
   }
 
   /** Stops all that a sender began: first, as a full disk must not keep it from that. @param {string} sender */
@@ -239,7 +252,7 @@ export class Relay {
       if (message.body && machine) void this.#stop(message, machine);
     }
     for (const message of own) this.store.save(message);
-    return own.length > 0 ? "I stop." : "Nothing runs.";
+    return own.length > 0 ? "Stopping…" : "Nothing is running.";
   }
 
   /** Stops a command, and says whether it waited or ran. @param {Message} message @param {Machine} machine */

@@ -9,6 +9,7 @@ import path from "node:path";
 import { after, test } from "node:test";
 import { setTimeout as sleep } from "node:timers/promises";
 import { account, post, publicURL, startTwilio } from "./fake-twilio.js";
+import { whatsAppText } from "./format.js";
 import { split, words } from "./words.js";
 
 const ANN = "whatsapp:+15550100";
@@ -28,7 +29,7 @@ async function eventually(what, condition) {
   }
 }
 
-/** @typedef {{key: string, token: string, body: any, respond: (answer: object, ...events: object[]) => void, refuse: (status: number, body: string, headers?: object) => void, breakOff: () => void}} Request */
+/** @typedef {{key: string, token: string, body: any, respond: (answer: object, ...events: object[]) => void, refuse: (status: number, body: string, headers?: object) => void, breakOff: () => void, page: () => void}} Request */
 
 /** A VM whose answers a test gives, by a function or one by one. */
 class FakeVM {
@@ -53,12 +54,14 @@ class FakeVM {
       token: String(request.headers.authorization),
       body: JSON.parse(text || "null"),
       respond: (/** @type {object} */ answer, /** @type {object[]} */ ...events) => {
+        response.writeHead(200, { "Content-Type": "text/event-stream" });
         events.forEach((event) => stream("agent", event));
         stream("response", answer);
         response.end();
       },
+      page: () => response.writeHead(200, { "Content-Type": "text/html" }).end("<h1>hello</h1>"),
       refuse: (/** @type {number} */ status, /** @type {string} */ body, headers = {}) => response.writeHead(status, headers).end(body),
-      breakOff: () => response.writeHead(200).write(": half an ev", () => response.destroy()),
+      breakOff: () => response.writeHead(200, { "Content-Type": "text/event-stream" }).write(": half an ev", () => response.destroy()),
     };
     this.requests.push(seen);
     this.onCommand(seen);
@@ -371,23 +374,23 @@ test("what a person hears while the relay tries is no flood", async () => {
     else breakOff();
   };
   await r.say("hello");
-  await r.reads("The machine is restarting. I keep trying.", "hello");
+  await r.reads("The machine is restarting. I'll keep trying.", "hello");
 
   r.vm.onCommand = ({ refuse }) => refuse(400, JSON.stringify({ status: "rejected", error: { code: "invalid_request", message: "bad" } }));
   await r.say("this can't be sent");
-  await r.reads("The machine is restarting. I keep trying.", "hello", "That can't be sent: bad");
+  await r.reads("The machine is restarting. I'll keep trying.", "hello", "That can't be sent: bad");
 });
 
 test("what a proxy refuses is tried again, whatever it looks like", async () => {
   const r = await start();
-  const odd = [() => [403, '{"error":"nope"}'], () => [403, '{"error":{}}'], () => [404, "<html>"], () => [200, "<html>"], () => [200, "null"]];
+  const odd = [() => [403, '{"error":"nope"}'], () => [403, '{"error":{}}'], () => [404, "<html>"], () => [502, "null"]];
   r.vm.onCommand = ({ respond, refuse }) => {
     const [status, body] = odd.shift()?.() ?? [];
     if (status) refuse(Number(status), String(body));
     else respond({ status: "success", result: "well" });
   };
   await r.say("hello");
-  await r.reads("The machine is restarting. I keep trying.", "well");
+  await r.reads("The machine is restarting. I'll keep trying.", "well");
 });
 
 test("stop ends a wait of any length", async () => {
@@ -473,7 +476,8 @@ test("an answer is said in words, limits with the time until they end", () => {
   const said = (answer) => words(answer, now);
   const failed = (/** @type {string} */ code, retry_at = "") => said({ status: "failed", result: "", error: { code, message: "m", ...(retry_at && { retry_at }) } });
   assert.equal(said({ status: "success", result: "\n" }), "Done.");
-  assert.match(said({ status: "success", result: "done", background_stopped: true }), /^done\n\n.*background/);
+  assert.equal(said({ status: "success", result: "# done", warnings: ["a", "b"] }), "*done*\n\n(Note: a.)\n\n(Note: b.)");
+  assert.match(failed("conversation_unusable"), /too long.*start a new one/);
   assert.match(said({ status: "timeout", result: "half", error: { code: "timeout", message: "m" } }), /too long[^]*The last I said: half/);
   assert.match(said({ status: "canceled", result: "", error: { code: "stopped", message: "m" } }), /^I stopped/);
   assert.match(failed("usage_limit", "2026-11-26T14:40:00Z"), /limit.* Try again in 3 hours\./);
@@ -483,7 +487,7 @@ test("an answer is said in words, limits with the time until they end", () => {
   assert.match(failed("overloaded", "2026-11-26T11:00:00Z"), /in a few minutes/);
   assert.match(failed("authentication_failed"), /owner/);
   assert.match(failed("no_credentials"), /owner/);
-  assert.match(failed("session_not_found"), /new one begins/);
+  assert.match(failed("session_not_found"), /start a new one/);
   assert.match(failed("agent_crashed"), /broke/);
   assert.match(failed("agent_error"), /failed: m/);
 });
@@ -496,4 +500,53 @@ test("a long answer is split where it hurts least, at 1,600 characters at most",
   assert.equal(wide.join(""), "😀".repeat(2001));
   assert.ok(wide.every((part) => part.length <= 1600 && part.isWellFormed()));
   assert.deepEqual(split("x".repeat(3201)).map((part) => part.length), [1600, 1600, 1]);
+});
+
+test("code that is cut is code in each part", () => {
+  const code = Array.from({ length: 200 }, (_, i) => `line ${i} of the code`).join("\n");
+  const parts = split(`Look:\n\n\`\`\`\n${code}\n\`\`\`\n\nThat was it.`);
+  assert.ok(parts.length > 2 && parts.every((part) => part.length <= 1600 && part.split("```").length % 2 === 1));
+  const lines = parts.join("\n").split("\n").filter((line) => line.startsWith("line "));
+  assert.deepEqual(lines, code.split("\n"));
+});
+
+test("Markdown becomes WhatsApp's own form", () => {
+  for (const [markdown, want] of [
+    ["# A **title**", "*A title*"],
+    ["**bold**, *italic* and ~~gone~~", "*bold*, _italic_ and ~gone~"],
+    ["`a && b` and a & b <c>", "`a && b` and a & b <c>"],
+    ["[the docs](https://d.example/) and https://d.example", "the docs (https://d.example/) and https://d.example"],
+    ["- one\n- **two**\n  - three", "- one\n- *two*\n  - three"],
+    ["3. three\n4. four", "3. three\n4. four"],
+    ["- [x] done\n- [ ] not yet", "- ☑ done\n- ☐ not yet"],
+    ["> said\n> before", "> said\n> before"],
+    ["```js\nconst a = '**b**';\n```", "```\nconst a = '**b**';\n```"],
+    ["| a | b |\n|---|---|\n| 1 | **2** |", "*a* | *b*\n1 | *2*"],
+    ["one\n\ntwo\nthree", "one\n\ntwo\nthree"],
+    ["a snake_case_name and 2 * 3 * 4", "a snake_case_name and 2 * 3 * 4"],
+    ["", ""],
+  ]) {
+    assert.equal(whatsAppText(markdown), want);
+  }
+});
+
+test("a page at the machine's address is told and logged, and not asked again", async () => {
+  const r = await start();
+  r.vm.onCommand = ({ page }) => page();
+  await r.say("hello");
+  await r.reads("That can't be sent: something else answers at my machine's address; its owner has to look.");
+  assert.equal(r.vm.requests.length, 1);
+  assert.match(r.log, /answers 200 with text\/html/);
+});
+
+test("what did not reach a person is logged", async () => {
+  const r = await start();
+  for (const [status, isLogged] of /** @type {[string, boolean][]} */ ([["delivered", false], ["failed", true], ["undelivered", true]])) {
+    const form = { MessageSid: "SM1", MessageStatus: status, To: ANN, ErrorCode: "63016" };
+    assert.equal((await post(`${r.url}`, form)).status, 200);
+    assert.equal(r.log.includes(`SM1 to ${ANN} was not delivered: ${status}, Twilio's error 63016`), isLogged);
+  }
+  await r.say("hello");
+  await r.reads("hello!");
+  assert.equal(r.twilio.said[0].receipts, `${publicURL}/whatsapp`);
 });

@@ -69,7 +69,8 @@ const app = express();
 app.disable("x-powered-by");
 app.post("/whatsapp", express.urlencoded({ extended: false, limit: "64kb" }), isTwilio, (request, response) => {
   const isReceipt = "MessageStatus" in request.body; // of what the relay sent
-  if (!isReceipt && !relay.take(request.body)) return void response.sendStatus(400);
+  if (isReceipt) relay.note(request.body);
+  else if (!relay.take(request.body)) return void response.sendStatus(400);
   response.type("text/xml").send("<Response/>"); // an agent takes longer than Twilio waits
 });
 app.get("/media/:name", (request, response) => {

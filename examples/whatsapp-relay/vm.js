@@ -24,6 +24,11 @@ export function request(method, { url, token }, key, body) {
   return fetch(`${url.replace(/\/+$/, "")}/command`, { method, headers, body });
 }
 
+/** Whether a response is a VM's stream, and not a page of something else. @param {Response} response */
+export function isStream(response) {
+  return /^text\/event-stream\b/i.test(response.headers.get("Content-Type") ?? "");
+}
+
 /** What a status other than 200 means. @param {Response} response @returns {Promise<Outcome>} */
 export async function refused(response) {
   /** @type {Schemas["Rejection"] | null} */
@@ -31,14 +36,14 @@ export async function refused(response) {
   const error = rejection?.error;
   if (response.status === 429) {
     const seconds = Number(response.headers.get("Retry-After"));
-    return { why: "I have too much to do just now. I keep trying.", seconds };
+    return { why: "I'm busy right now. I'll keep trying.", seconds };
   }
   if (response.status === 401) {
     console.error("relay: a VM refuses its token: see people.json");
-    return { why: "The machine doesn't let me in; its owner has to look. I keep trying." };
+    return { why: "The machine rejects my token; its owner has to look. I'll keep trying." };
   }
   const isTheVMs = response.status < 500 && error?.code && error.message; // and no proxy's on the way
-  return isTheVMs ? { refusal: error } : { why: "The machine is restarting. I keep trying." };
+  return isTheVMs ? { refusal: error } : { why: "The machine is restarting. I'll keep trying." };
 }
 
 /** The events of a stream. It throws where that breaks off. @param {Response} response @returns {AsyncGenerator<Event>} */

@@ -1,4 +1,5 @@
 // What a person reads. Pure: no network, no state.
+import { whatsAppText } from "./format.js";
 
 /** @typedef {import("./api.d.ts").components["schemas"]} Schemas */
 
@@ -7,10 +8,10 @@ const GO_ON = 'Say "go on" to continue.';
 /** An answer in words. @param {Schemas["Answer"]} answer @param {number} [now] */
 export function words(answer, now = Date.now()) {
   if (answer.status === "success") {
-    const note = answer.background_stopped ? "\n\n(Something was still busy in the background; it ended with this answer.)" : "";
-    return (answer.result.trim() || "Done.") + note;
+    const notes = (answer.warnings ?? []).map((warning) => `\n\n(Note: ${warning}.)`);
+    return (whatsAppText(answer.result) || "Done.") + notes.join("");
   }
-  const soFar = answer.result ? `\n\nThe last I said: ${answer.result}` : "";
+  const soFar = answer.result ? `\n\nThe last I said: ${whatsAppText(answer.result)}` : "";
   return reason(answer, now) + soFar;
 }
 
@@ -24,12 +25,14 @@ function reason({ error }, now) {
     case "usage_limit":
       return `You have reached your limit with Claude.${again(error.retry_at, now)}`;
     case "overloaded":
-      return `Claude has too much to do just now.${again(error.retry_at, now) || " Try again in a few minutes."}`;
+      return `Claude is overloaded right now.${again(error.retry_at, now) || " Try again in a few minutes."}`;
     case "authentication_failed":
     case "no_credentials":
       return "The machine can't log in to Claude; its owner has to look at its key.";
     case "session_not_found":
-      return "I no longer find our conversation. Send that again, and a new one begins.";
+      return "I can't find our conversation any more. Send that again to start a new one.";
+    case "conversation_unusable":
+      return "Our conversation has become too long, or has too many pictures. Send that again to start a new one.";
     case "agent_crashed":
       return `Something broke while I worked on that. ${GO_ON}`;
     default:
@@ -71,17 +74,31 @@ export function blocks(line) {
   return Array.isArray(content) ? content.filter(Boolean) : [];
 }
 
-/** A text in parts of WhatsApp's length, cut where it hurts least. @param {string} text @param {number} [limit] */
+const FENCE = "```"; // of code
+
+/** A text in parts of WhatsApp's length. Code that is cut is code in both parts. @param {string} text @param {number} [limit] */
 export function split(text, limit = 1600) {
   const parts = [];
   text = text.trim();
   while (text.length > limit) {
-    const head = text.slice(0, limit + 1);
-    const cuts = [head.lastIndexOf("\n\n"), head.lastIndexOf("\n"), head.lastIndexOf(" ")];
-    let at = cuts.find((cut) => cut > limit / 2) ?? limit;
-    if (/[\ud800-\udbff]$/.test(text.slice(0, at))) at--; // a character of two halves
-    parts.push(text.slice(0, at));
-    text = text.slice(at).trimStart();
+    const at = cut(text, limit);
+    const isInCode = text.slice(0, at).split(FENCE).length % 2 === 0;
+    if (isInCode) {
+      const end = cut(text, limit - FENCE.length - 1);
+      parts.push(`${text.slice(0, end)}\n${FENCE}`);
+      text = `${FENCE}\n${text.slice(end).replace(/^\n/, "")}`;
+    } else {
+      parts.push(text.slice(0, at));
+      text = text.slice(at).trimStart();
+    }
   }
   return [...parts, text];
+}
+
+/** Where a text is cut before a limit, where it hurts least. @param {string} text @param {number} limit */
+function cut(text, limit) {
+  const head = text.slice(0, limit + 1);
+  const cuts = [head.lastIndexOf("\n\n"), head.lastIndexOf("\n"), head.lastIndexOf(" ")];
+  const at = cuts.find((place) => place > limit / 2) ?? limit;
+  return /[\ud800-\udbff]$/.test(text.slice(0, at)) ? at - 1 : at; // a character of two halves
 }
