@@ -172,7 +172,7 @@ func TestTheRelayBeginsAnewWithARestartedMachine(t *testing.T) {
 		name, word string
 		end        func(*vm)
 	}{
-		{"stopped", "The machine is restarting. I begin again then.", (*vm).stop},
+		{"stopped", "The machine is restarting. I'll start again then.", (*vm).stop},
 		{"killed", "The machine is not up yet.", func(v *vm) {
 			v.cmd.Process.Kill()
 			<-v.done
