@@ -90,6 +90,7 @@ func (r *runner) execute(o *operation) *outcome {
 	out.warm = isWarm
 	out.stopped = context.Cause(a.ctx)
 	out.retryAt = grant.retryTime()
+	out.outage = grant.unreachable()
 	if a.hasExited() {
 		out.exit = a.exit
 	}

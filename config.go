@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,7 +48,8 @@ type config struct {
 
 	agent       agentUser
 	credentials credentials
-	mcpServers  int // how many processes MCPConfig starts
+	tls         *tls.Config // of the server's own connections
+	mcpServers  int         // how many processes MCPConfig starts
 }
 
 // maxBody is what the CLI surely takes: it rejects more than 10 MB (measured), and JSON
@@ -108,6 +110,12 @@ func loadConfig(log *slog.Logger) (*config, error) {
 
 	if c.Token == "" {
 		c.Queue = 0 // or the agent could leave a command behind that outlives it
+	}
+	if c.credentials.proxied || c.GitToken != "" {
+		c.tls, err = loadTLS()
+		if err != nil {
+			return nil, err
+		}
 	}
 	warnOfExposed(c, log)
 	return c, c.checkAddr(log)

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -120,6 +122,40 @@ func parseCustomHeaders() (http.Header, error) {
 	}
 
 	return http.Header(header), nil
+}
+
+// loadTLS returns how the server connects to the model's API and to the git host: with the
+// certificates that the same variables give Claude Code.
+func loadTLS() (*tls.Config, error) {
+	c := &tls.Config{}
+	path := os.Getenv("NODE_EXTRA_CA_CERTS")
+	if path != "" {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		data, err := os.ReadFile(path)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use NODE_EXTRA_CA_CERTS: %w; name a file", err)
+		}
+		if !pool.AppendCertsFromPEM(data) {
+			return nil, errors.New("cannot use NODE_EXTRA_CA_CERTS: " +
+				"there is no certificate in it; give one or more in PEM")
+		}
+		c.RootCAs = pool
+	}
+
+	certificate, key := os.Getenv("CLAUDE_CODE_CLIENT_CERT"), os.Getenv("CLAUDE_CODE_CLIENT_KEY")
+	if certificate != "" || key != "" {
+		pair, err := tls.LoadX509KeyPair(certificate, key)
+		if err != nil {
+			return nil, fmt.Errorf("cannot use CLAUDE_CODE_CLIENT_CERT and _KEY: %w; "+
+				"name two files in PEM, and decrypt the key (openssl pkey): the server "+
+				"does not read one with a passphrase", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
 }
 
 // secretName is what the names of variables with credentials look like.

@@ -31,6 +31,7 @@ const (
 	codeOverloaded           errorCode = "overloaded"
 	codeSessionNotFound      errorCode = "session_not_found"
 	codeConversationUnusable errorCode = "conversation_unusable"
+	codeAPIUnreachable       errorCode = "api_unreachable"
 	codeTimeout              errorCode = "timeout"
 	codeStopped              errorCode = "stopped"
 	codeClientGone           errorCode = "client_gone"

@@ -95,6 +95,44 @@ type grant struct {
 	logGitRejected    sync.Once
 
 	retryAt atomic.Pointer[time.Time] // by the API's last answer that means: not now
+	outage  atomic.Pointer[outage]    // of the API, nil while it answers
+}
+
+// outage is a time in which the API cannot be reached.
+type outage struct{ reason *apiError }
+
+const (
+	dialTimeout = 5 * time.Second
+
+	// outageTimeout is how long an outage may last before it ends the command, since the
+	// CLI itself would try for three minutes (measured).
+	outageTimeout = 8 * time.Second
+)
+
+// recordOutage notes that the API could not be reached. A certificate that is not trusted
+// will not be later.
+func (g *grant) recordOutage(reason *apiError, isFinal bool) {
+	o := &outage{reason}
+	isFirst := g.outage.CompareAndSwap(nil, o)
+	switch {
+	case isFinal:
+		g.stop(reason)
+	case isFirst:
+		time.AfterFunc(outageTimeout, func() {
+			if g.outage.Load() == o {
+				g.stop(reason)
+			}
+		})
+	}
+}
+
+// unreachable returns why the API cannot be reached, nil if it can.
+func (g *grant) unreachable() *apiError {
+	o := g.outage.Load()
+	if o == nil {
+		return nil
+	}
+	return o.reason
 }
 
 // matches compares in constant time.
@@ -143,7 +181,11 @@ type credentialProxy struct {
 
 func newCredentialProxy(cfg *config, log *slog.Logger) *credentialProxy {
 	p := &credentialProxy{cfg: cfg, api: newAPIUpstream(cfg, log), git: newGitUpstream(cfg, log)}
+	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
+	transport.TLSClientConfig = cfg.tls
 	for _, to := range []*upstream{p.api, p.git} {
+		to.proxy.Transport = transport
 		to.proxy.FlushInterval = -1 // events and progress as they come
 		// What net/http says of an answer that breaks off may quote it. The agent notices,
 		// and prints what it makes of it.
@@ -250,7 +292,8 @@ func safeReason(err error) string {
 	case errors.As(err, &network):
 		return network.Error()
 	case errors.As(err, &certificate):
-		return "its certificate is not valid for it, has expired, or has an unknown issuer"
+		return "its certificate is not valid for it, has expired, or has an unknown issuer " +
+			"(NODE_EXTRA_CA_CERTS names those of your own)"
 	case errors.Is(err, errUpgrade), errors.Is(err, errNoStatus):
 		return err.Error()
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -340,6 +383,7 @@ var (
 // modifyResponse stops the agent whose request was rejected for its key, since the CLI
 // would try for minutes (measured), and notes until when the API is overloaded.
 func (p *apiProxy) modifyResponse(r *http.Response) error {
+	g := grantFrom(r.Request)
 	isMessage := strings.HasSuffix(r.Request.URL.Path, "/v1/messages")
 	switch {
 	case r.StatusCode == http.StatusSwitchingProtocols:
@@ -347,12 +391,13 @@ func (p *apiProxy) modifyResponse(r *http.Response) error {
 	case r.StatusCode < 100: // which net/http accepts, and cannot send
 		return errNoStatus
 	case r.StatusCode == http.StatusUnauthorized && isMessage:
-		grantFrom(r.Request).stop(errKeyRefused)
+		g.stop(errKeyRefused)
 	case isOverloaded(r.StatusCode):
 		retryAt := retryAfter(r.Header)
-		grantFrom(r.Request).retryAt.Store(&retryAt)
+		g.retryAt.Store(&retryAt)
 	}
 
+	g.outage.Store(nil)
 	return nil
 }
 
@@ -361,9 +406,14 @@ func (p *apiProxy) handleError(w http.ResponseWriter, r *http.Request, err error
 	host, reason := p.credentials.api.Host, safeReason(err)
 	isCanceled := r.Context().Err() != nil
 	if !isCanceled {
-		grantFrom(r).logAPIUnreachable.Do(func() {
+		g := grantFrom(r)
+		g.logAPIUnreachable.Do(func() {
 			p.log.Warn("cannot reach the model's API", "host", host, "error", reason)
 		})
+		var certificate *tls.CertificateVerificationError
+		g.recordOutage(errorf(codeAPIUnreachable, "cannot reach the model's API at %s: %s; "+
+			"check the server's network, and then %s", host, reason, sendAgain),
+			errors.As(err, &certificate))
 	}
 
 	writeAPIError(w, http.StatusBadGateway,

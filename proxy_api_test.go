@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"syscall"
 	"testing"
@@ -210,6 +212,52 @@ func TestWhatIsOutOfReachIsToldAndLoggedOnceACommand(t *testing.T) {
 				if strings.Contains(log+told, secret) {
 					t.Errorf("%q is in the log or in an answer:\n%s%s", secret, log, told)
 				}
+			}
+		})
+	}
+}
+
+// An outage ends the command: at once where a certificate is not trusted, after a time where
+// nobody answers, and not at all where somebody answers meanwhile.
+func TestAnAPIThatStaysOutOfReachEndsTheCommand(t *testing.T) {
+	t.Parallel()
+	tlsAPI := httptest.NewTLSServer(http.NotFoundHandler())
+	t.Cleanup(tlsAPI.Close)
+	tlsAPI.Config.ErrorLog = log.New(io.Discard, "", 0)
+	tests := []struct {
+		name, api   string
+		isMended    bool
+		isAtOnce    bool
+		want        errorCode
+		wantMessage string
+	}{
+		{"a certificate that nobody trusts", tlsAPI.URL, false, true, codeAPIUnreachable, "has an unknown issuer (NODE_EXTRA_CA_CERTS"},
+		{"nobody listens", newNoAPI(t), false, false, codeAPIUnreachable, "connection refused; check the server's network"},
+		{"nobody listens, and then somebody answers", newNoAPI(t), true, false, "", ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			p := newTestProxy(t, test.api)
+			stopped := make(chan error, 10)
+			p.begin(func(reason error) { stopped <- reason })
+			p.send(t, "POST /v1/messages", "Connection: close")
+			if test.isAtOnce != (len(stopped) > 0) {
+				t.Errorf("%d stops at once", len(stopped))
+			}
+			if test.isMended {
+				p.cfg.credentials.api, _ = url.Parse(newAPI(t, http.NotFound).URL)
+				p.send(t, "POST /v1/messages", "Connection: close")
+			}
+
+			var got apiError
+			select {
+			case reason := <-stopped:
+				got = *asAPIError(reason)
+			case <-time.After(outageTimeout + 2*time.Second):
+			}
+			if got.Code != test.want || !strings.Contains(got.Message, test.wantMessage) {
+				t.Errorf("the command ends with %+v, want %q", got, test.want)
 			}
 		})
 	}

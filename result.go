@@ -90,6 +90,7 @@ type outcome struct {
 	warm    bool      // the CLI had been waiting
 	retryAt time.Time // when the API wants to be asked again, zero if it did not say
 	remedy  string    // for credentials that the API rejects
+	outage  *apiError // why the API cannot be reached, nil if it can
 	left    error     // which processes could not be killed, nil if none is left
 }
 
@@ -191,6 +192,7 @@ func roundCost(cost float64) float64 {
 //	turn after one that was an error        the reason of the stop
 //	no result                               failed: agent_crashed
 //	an exit status in a turn after it       failed: agent_crashed
+//	the API cannot be reached               failed: api_unreachable
 //	no credentials                          failed: no_credentials
 //	the credentials were rejected           failed: authentication_failed
 //	a plan's limit, no balance              failed: usage_limit
@@ -292,6 +294,8 @@ func (o *outcome) classify() *apiError {
 	text := o.last.errorText()
 
 	switch {
+	case o.outage != nil:
+		return o.outage
 	case isAuthFailure && status == 0: // the API was not asked (measured)
 		return errNoCredentials
 	case isAuthFailure:

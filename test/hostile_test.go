@@ -243,12 +243,16 @@ func hostileClaude() {
 			`"message":{"content":[{"type":"text","text":"Not logged in"}]}}`)
 		emit(`{"type":"result","subtype":"success","is_error":true,"result":"Not logged in"}`)
 		os.Exit(1)
-	case "asks-the-api":
+	case "asks-the-api", "asks-the-api-in-vain":
 		request, _ := http.NewRequest("GET", os.Getenv("ANTHROPIC_BASE_URL")+"/v1/models", nil)
 		request.Header.Set("X-Api-Key", os.Getenv("ANTHROPIC_API_KEY"))
 		response, err := http.DefaultClient.Do(request)
 		if err != nil {
 			panic(err)
+		}
+		if behaviour == "asks-the-api-in-vain" {
+			emit(`{"type":"result","is_error":true,"api_error_status":502,"result":"API Error: 502"}`)
+			os.Exit(1)
 		}
 		result(response.Status)
 		return

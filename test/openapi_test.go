@@ -123,6 +123,12 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 	} {
 		try("POST", `{"command":"`+command+`"}`, withToken...)
 	}
+	away := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL="+newNoAPI(t))
+	gone, said, err := away.post(context.Background(), "asks-the-api-in-vain")
+	if err != nil {
+		t.Fatal(err)
+	}
+	note("POST", gone, said)
 	late, words, err := startServer(t, "VM_TIMEOUT=1s").post(context.Background(), "waits")
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,12 @@
 package test
 
 import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -273,10 +278,10 @@ func TestTheClientIsToldWhatIsOutOfReach(t *testing.T) {
 	s := cli.start(t, http.NotFound, "ANTHROPIC_BASE_URL="+base, "CLAUDE_CODE_MAX_RETRIES=2")
 	a := s.ask("real hello")
 
-	if diff := cmp.Diff("failed agent_error", inShort(a)); diff != "" {
+	if diff := cmp.Diff("failed api_unreachable", inShort(a)); diff != "" {
 		t.Fatalf("answer (-want +got):\n%s", diff)
 	}
-	if !strings.Contains(a.Error.Message, "vm-server cannot reach the model's API at 127.0.0.1:") {
+	if !strings.Contains(a.Error.Message, "cannot reach the model's API at 127.0.0.1:") {
 		t.Errorf("the client is told %q", a.Error.Message)
 	}
 	if diff := cmp.Diff(1, strings.Count(s.stderr.String(), "cannot reach")); diff != "" {
@@ -317,5 +322,58 @@ func TestCanaryTheCLISendsNoHeaderThatTheProxyDrops(t *testing.T) {
 	}
 	if len(header["false"]) < 10 {
 		t.Errorf("it sends %v, so this proves nothing", header["false"])
+	}
+}
+
+// By itself the CLI tries for three minutes. With VM_TIMEOUT below that it would be a timeout.
+func TestAnAPIThatStaysOutOfReachIsToldSoon(t *testing.T) {
+	t.Parallel()
+	cli := newRealCLI(t)
+	s := cli.start(t, http.NotFound, "ANTHROPIC_BASE_URL="+newNoAPI(t), "VM_TIMEOUT=2m")
+	got := s.ask("real hello")
+	if diff := cmp.Diff("failed api_unreachable", inShort(got)); diff != "" {
+		t.Errorf("answer (-want +got):\n%s%+v", diff, got.Error)
+	}
+}
+
+// The server connects as Claude Code would: it trusts a CA of one's own, and has a client's
+// certificate. The controls lack one or the other.
+func TestTheServerConnectsWithTheCertificatesOfClaudeCode(t *testing.T) {
+	t.Parallel()
+	api := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {}))
+	api.Config.ErrorLog = log.New(io.Discard, "", 0)
+	api.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	api.StartTLS()
+	t.Cleanup(api.Close)
+	key, err := x509.MarshalPKCS8PrivateKey(api.TLS.Certificates[0].PrivateKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := write(t, "ca.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: api.Certificate().Raw})))
+	keyFile := write(t, "key.pem", string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})))
+	trust := "NODE_EXTRA_CA_CERTS=" + ca
+	client := []string{"CLAUDE_CODE_CLIENT_CERT=" + ca, "CLAUDE_CODE_CLIENT_KEY=" + keyFile} // any certificate will do
+
+	for _, test := range []struct {
+		name string
+		env  []string
+		want string
+	}{
+		{"both", append([]string{trust}, client...), "200 OK"},
+		{"no certificate of the client's", []string{trust}, "502 Bad Gateway"},
+		{"no trust in the server", client, "failed api_unreachable"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			env := append([]string{"ANTHROPIC_API_KEY=" + realKey, "ANTHROPIC_BASE_URL=" + api.URL}, test.env...)
+			got := startServer(t, env...).ask("asks-the-api")
+			if got.Result != test.want && inShort(got) != test.want {
+				t.Errorf("the agent gets %q, %s, want %q", got.Result, inShort(got), test.want)
+			}
+		})
+	}
+	got := refusedStart(t, "ANTHROPIC_API_KEY=x", "NODE_EXTRA_CA_CERTS="+write(t, "none.pem", "none"))
+	if !strings.Contains(got, "NODE_EXTRA_CA_CERTS: there is no certificate in it") {
+		t.Errorf("it says %q", got)
 	}
 }
