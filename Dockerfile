@@ -21,7 +21,7 @@ COPY image/no-x11-utils /tmp/no-x11-utils/DEBIAN/control
 RUN dpkg-deb --build /tmp/no-x11-utils && dpkg --install /tmp/no-x11-utils.deb && rm -r /tmp/no-x11-utils* \
     && apt-get update && apt-get upgrade -y \
     && apt-get install -y --no-install-recommends \
-        chromium-headless-shell ripgrep jq \
+        chromium-headless-shell ripgrep jq git-lfs python3-pip python3-venv \
         fonts-liberation fonts-noto-color-emoji fonts-wqy-microhei fonts-freefont-ttf fonts-noto-ui-core \
     && rm -rf /var/lib/apt/lists/* /var/log/apt /var/log/dpkg.log /var/cache/debconf \
     && ln -s chromium-headless-shell /usr/bin/chromium

@@ -256,7 +256,7 @@ func agentEnvironment(cfg *config, proxyURL, placeholder string) []string {
 	}
 
 	if cfg.GitToken != "" {
-		env = append(env, gitEnvironment(cfg.GitHost, proxyURL, placeholder)...)
+		env = append(env, gitEnvironment(cfg, proxyURL, placeholder)...)
 	}
 
 	return append(env, bashLimits(cfg.Timeout)...)

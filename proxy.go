@@ -221,6 +221,9 @@ func (p *credentialProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case g == nil || !to.authenticates(g, r):
 		to.writeError(w, http.StatusForbidden,
 			"serves only the agent whose command runs, with its own placeholder")
+	case to == p.git && isLFSRequest(r): // git-lfs prints the message
+		writeJSON(w, http.StatusNotFound, map[string]any{"message": "vm-server forwards no Git LFS: " +
+			"say in your answer that this repository's large files are missing"})
 	case !isAllowed(to.name, r):
 		to.writeError(w, http.StatusNotFound,
 			"forwards only what Claude Code and git need of "+to.name)

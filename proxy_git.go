@@ -73,7 +73,8 @@ func (c *config) isGitRequest(r *http.Request) bool {
 // http://HOST:PORT/, with the proxy's port, and is told that this name and port are on the
 // loopback. So no other proxy, NO_PROXY or DNS can lead it past the server in the clear
 // (measured with git 2.39).
-func gitEnvironment(host, proxyURL, placeholder string) []string {
+func gitEnvironment(cfg *config, proxyURL, placeholder string) []string {
+	host := cfg.GitHost
 	name, _, _ := strings.Cut(host, ":")
 	port := proxyURL[strings.LastIndex(proxyURL, ":")+1:]
 	base := "http://" + name + ":" + port + "/"
@@ -87,6 +88,17 @@ func gitEnvironment(host, proxyURL, placeholder string) []string {
 		{"http." + base + ".proxy", ""},
 		{"http." + base + ".version", "HTTP/1.1"}, // the proxy speaks no other
 		{"http.curloptResolve", name + ":" + port + ":127.0.0.1"},
+	}
+
+	// Some hosts show addresses with a user name. Git has no pattern for any name.
+	users := []string{"git", "oauth2", "x-access-token"}
+	user, _, isPair := strings.Cut(cfg.GitToken, ":")
+	if isPair {
+		users = append(users, user)
+	}
+	for _, user := range users {
+		address := "https://" + url.PathEscape(user) + "@" + host + "/"
+		settings = append(settings, [2]string{"url." + base + ".insteadOf", address})
 	}
 
 	count, _ := strconv.Atoi(os.Getenv("GIT_CONFIG_COUNT"))
@@ -161,6 +173,10 @@ func (p *gitProxy) modifyResponse(r *http.Response) error {
 	r.Trailer = nil
 	return nil
 }
+
+// isLFSRequest reports whether a request is one of Git LFS, which is not forwarded: its
+// answers may contain the token.
+func isLFSRequest(r *http.Request) bool { return strings.Contains(r.URL.Path, "/info/lfs/") }
 
 // upstreamError is an answer that is not of git's protocol.
 type upstreamError struct {

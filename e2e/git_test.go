@@ -105,8 +105,9 @@ func TestTheAgentsGitWorksAsIfItWereLoggedIn(t *testing.T) {
 	v := g.start(t, gitToken)
 	said := v.bash("success", "set -e; git clone -q --recurse-submodules https://"+g.host+"/team/main.git a; cd a; git submodule status; git remote -v; cat .git/config; "+
 		"echo pushed >file; git add file; git commit -q -m 'by the agent'; git push -q; git fetch -q; "+
-		"git clone -q git@localhost:team/main.git ../b; git clone -q ssh://git@localhost/team/main.git ../c; cat ../b/file ../c/file")
-	v.want(said, "pushed\npushed", "\turl = https://"+g.host+"/team/main.git")
+		"git clone -q git@localhost:team/main.git ../b; git clone -q ssh://git@localhost/team/main.git ../c; cat ../b/file ../c/file; "+
+		"git clone -q https://x-access-token@"+g.host+"/team/main.git ../d; cat ../d/file")
+	v.want(said, "pushed\npushed\npushed", "\turl = https://"+g.host+"/team/main.git")
 	if strings.Contains(said, "127.0.0.1") || strings.Contains(said, "placeholder") {
 		t.Errorf("an address shows the proxy:\n%s", said)
 	}
@@ -208,4 +209,30 @@ func TestWithoutAGitTokenTheAgentsGitIsNobody(t *testing.T) {
 	g := newGitHost(t)
 	v := g.start(t, "")
 	v.want(v.bash("success", "GIT_TERMINAL_PROMPT=0 GIT_SSL_CAINFO=$SSL_CERT_FILE git clone https://"+g.host+"/team/main.git 2>&1 || :"), ".*terminal prompts disabled")
+}
+
+// Large files of Git LFS don't come through the server. The agent is told, and gets no file
+// with a pointer for its content. The control is a git without LFS.
+func TestAPointerOfGitLFSIsNoFile(t *testing.T) {
+	if _, err := exec.LookPath("git-lfs"); err != nil && image == "" {
+		t.Skip("no git-lfs: make test installs it as root")
+	}
+	g := newGitHost(t)
+	for name, text := range map[string]string{
+		".gitattributes": "*.bin filter=lfs diff=lfs merge=lfs -text\n",
+		"large.bin":      "version https://git-lfs.github.com/spec/v1\noid sha256:" + strings.Repeat("0", 64) + "\nsize 5\n",
+	} {
+		if err := os.WriteFile(g.dir+"/work/"+name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g.git(t, "work", "add", ".")
+	g.git(t, "work", "commit", "-q", "-m", "a large file")
+	g.git(t, "", "clone", "-q", "--bare", "work", "team/large.git")
+
+	v := g.start(t, gitToken)
+	said := v.bash("success", "git clone https://"+g.host+"/team/large.git l 2>&1 || echo failed; cat l/large.bin 2>&1; cat l/.git/lfs/logs/* 2>/dev/null; :")
+	v.want(said, ".*vm-server forwards no Git LFS.*", "failed", ".*large.bin: No such file or directory")
+	said = v.bash("success", "GIT_CONFIG_NOSYSTEM=1 git clone -q https://"+g.host+"/team/large.git m; cat m/large.bin")
+	v.want(said, "version https://git-lfs.*")
 }

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // fileServer offers a file to download at /file, and at / an input whose file it gets, by
@@ -111,5 +113,16 @@ func TestImageAPageShowsTheScriptsOfTheWorld(t *testing.T) {
 	a := v.ask("success", "open: "+page(t, "hello")+"\ntool: mcp__playwright__browser_evaluate "+string(arguments))
 	if !strings.Contains(a.Result, "missing: 𞤀.") {
 		t.Errorf("%s", a.Result)
+	}
+}
+
+func TestImageTheTimeZoneIsThatOfTZ(t *testing.T) {
+	needImage(t)
+	for zone, want := range map[string]string{"TZ=Asia/Tokyo": "+0900 -540", "TZ=": "+0000 0"} {
+		v := start(t, zone)
+		got := v.bash("success", `echo $(date +%z) $(node -p "new Date().getTimezoneOffset()")`)
+		if diff := cmp.Diff(want, strings.TrimSpace(got)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", zone, diff)
+		}
 	}
 }

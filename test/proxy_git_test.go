@@ -29,6 +29,11 @@ func TestGitsSettingsComeBehindTheOperatorsOwn(t *testing.T) {
 		"url." + here + ".insteadOf=git@git.example:/",
 		"url." + here + ".insteadOf=ssh://git@git.example/",
 	}
+	users := []string{
+		"url." + here + ".insteadOf=https://git@git.example:8443/",
+		"url." + here + ".insteadOf=https://oauth2@git.example:8443/",
+		"url." + here + ".insteadOf=https://x-access-token@git.example:8443/",
+	}
 	var got []string
 	for i := range want {
 		got = append(got, value[fmt.Sprint("GIT_CONFIG_KEY_", i)]+"="+value[fmt.Sprint("GIT_CONFIG_VALUE_", i)])
@@ -36,7 +41,12 @@ func TestGitsSettingsComeBehindTheOperatorsOwn(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("git's settings (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff("9", value["GIT_CONFIG_COUNT"]); diff != "" {
+	for i, want := range users {
+		if diff := cmp.Diff(want, value[fmt.Sprint("GIT_CONFIG_KEY_", 9+i)]+"="+value[fmt.Sprint("GIT_CONFIG_VALUE_", 9+i)]); diff != "" {
+			t.Errorf("for an address with a user's name (-want +got):\n%s", diff)
+		}
+	}
+	if diff := cmp.Diff("12", value["GIT_CONFIG_COUNT"]); diff != "" {
 		t.Errorf("how many there are (-want +got):\n%s", diff)
 	}
 	text := strings.Join(env, "\n") + s.stderr.String()
