@@ -23,6 +23,7 @@ type runner struct {
 	standby    *standby
 	proxy      *credentialProxy
 	health     *health
+	files      *fileStore
 }
 
 // run runs an operation to its response. Call it once for each.
@@ -85,9 +86,11 @@ func (r *runner) execute(o *operation) *outcome {
 	stop := context.AfterFunc(ctx, func() { a.stop(context.Cause(ctx)) })
 	defer stop()
 
+	before := r.files.list()
 	a.send(asText(r.cfg, o.req.prompt), o.req.images)
 	out := r.supervise(a, o)
 	out.warm = isWarm
+	out.Files = r.files.changed(before)
 	out.stopped = context.Cause(a.ctx)
 	out.retryAt = grant.retryTime()
 	out.outage = grant.unreachable()

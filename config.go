@@ -38,6 +38,7 @@ type config struct {
 	ExitGrace     time.Duration `split_words:"true" default:"2s" desc:"how long the CLI may stay silent after its result before it is stopped"`
 	Queue         int           `default:"8" desc:"commands that may wait while one runs, first come, first served; without a token none may wait"`
 	MaxBody       int64         `split_words:"true" default:"8388608" desc:"largest request body, bytes (photos come as base64)"`
+	MaxFile       int64         `split_words:"true" default:"104857600" desc:"largest file of PUT /files/inbox/NAME, bytes"`
 	Heartbeat     time.Duration `default:"15s" desc:"how often a waiting client is sent a byte; 0 sends none"`
 	ShutdownGrace time.Duration `split_words:"true" default:"30s" desc:"how long the running command may still take after SIGTERM to the server"`
 	KeyProxy      bool          `split_words:"true" default:"true" desc:"with ANTHROPIC_API_KEY, CLAUDE_CODE_OAUTH_TOKEN or ANTHROPIC_AUTH_TOKEN set: the agent gets a placeholder and a loopback base URL, only the server holds the secret"`
@@ -246,6 +247,9 @@ func (c *config) checkNumbers() error {
 	}
 	if c.MaxBody < int64(minBody) || c.MaxBody > maxBody {
 		return fmt.Errorf("cannot use VM_MAX_BODY=%d: give %d to %d", c.MaxBody, minBody, maxBody)
+	}
+	if c.MaxFile < 1 {
+		return fmt.Errorf("cannot use VM_MAX_FILE=%d: give 1 or more", c.MaxFile)
 	}
 	return nil
 }

@@ -21,6 +21,7 @@ const (
 	codeUnsupportedMediaType errorCode = "unsupported_media_type"
 	codeKeyReused            errorCode = "key_reused"
 	codeQueueFull            errorCode = "queue_full"
+	codeNoSpace              errorCode = "no_space"
 
 	// Of commands that were accepted, and did not succeed.
 	codeAgentError           errorCode = "agent_error"
@@ -52,6 +53,7 @@ var httpStatus = map[errorCode]int{
 	codeUnsupportedMediaType: http.StatusUnsupportedMediaType,
 	codeKeyReused:            http.StatusUnprocessableEntity,
 	codeQueueFull:            http.StatusTooManyRequests,
+	codeNoSpace:              http.StatusInsufficientStorage,
 	codeShuttingDown:         http.StatusServiceUnavailable,
 }
 
@@ -93,6 +95,9 @@ func (e *apiError) status() string {
 
 // sendAgain is the remedy for what may not happen again.
 const sendAgain = "send the command again"
+
+var errNotFound = errorf(codeNotFound, "not found: try POST /command, DELETE /command, "+
+	"PUT /files/inbox/NAME, GET /files/outbox or GET /healthz")
 
 // Why an agent is stopped. No caller sees errIdleAfterResult, which ends a CLI that has
 // answered and does not exit, or errNotNeeded, which ends a waiting CLI.

@@ -1,7 +1,7 @@
 // vm-server answers POST /command by running Claude Code, and leaves no process behind.
 // README.md tells how to use it.
 //
-// The core, about 1,800 lines, keeps the hard promises: nothing is left behind, every
+// The core, about 1,900 lines, keeps the hard promises: nothing is left behind, every
 // command gets one true answer, and only those who may ask are answered. In reading order:
 //
 //	main.go       starts the parts, and stops them
@@ -19,7 +19,7 @@
 //	user.go         the agent's user (VM_USER)
 //	credentials.go  the agent's environment, and which credentials it lacks (VM_KEY_PROXY)
 //	proxy.go        the credential proxy, with proxy_git.go (VM_GIT_TOKEN)
-//	health.go       GET /healthz
+//	files.go        files both ways (VM_MAX_FILE)
 //	limits.go       how many connections there may be
 //	request.go      reads and checks a body
 //	response.go     sends JSON and event streams (VM_HEARTBEAT)
@@ -135,6 +135,11 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 	}
 
 	operations := newOperations(ctx, s.queue)
+	files := &fileStore{
+		workspace: cfg.Workspace,
+		limit:     cfg.MaxFile,
+		agent:     cfg.agent.credential,
+	}
 	runner := &runner{
 		cfg:        cfg,
 		log:        log,
@@ -143,6 +148,7 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		standby:    s.standby,
 		proxy:      s.proxy,
 		health:     health,
+		files:      files,
 	}
 
 	s.handler = &handler{
@@ -156,6 +162,7 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		runner:     runner,
 		standby:    s.standby,
 		health:     health,
+		files:      files,
 	}
 
 	return s

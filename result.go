@@ -24,6 +24,7 @@ type answer struct {
 	Killed     int                    `json:"swept"` // processes that the command left
 	Background bool                   `json:"background_stopped,omitempty"`
 	Warnings   []string               `json:"warnings,omitempty"`
+	Files      []fileInfo             `json:"files,omitempty"` // new or changed in outbox
 	Error      *apiError              `json:"error,omitempty"`
 }
 

@@ -2,11 +2,16 @@ package main
 
 import (
 	"encoding/json"
+	"maps"
 	"math"
+	"os"
+	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"go.yaml.in/yaml/v3"
 )
 
 // inShort is an answer's status and error code.
@@ -86,6 +91,42 @@ func TestALineOfAMillionThingsIsDecodedInPart(t *testing.T) {
 		got := len(m.MCPServers) + len(m.Message.Content) + len(m.Errors)
 		if got != maxElements {
 			t.Errorf("%d of a million are kept of %s", got, form)
+		}
+	}
+}
+
+// Every field of an answer is documented, whichever commands have it.
+func TestOpenAPIHasEveryFieldOfAnAnswer(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("docs/openapi.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var api struct {
+		Components struct {
+			Schemas map[string]struct {
+				Properties map[string]any `yaml:"properties"`
+			} `yaml:"schemas"`
+		} `yaml:"components"`
+	}
+	if err := yaml.Unmarshal(data, &api); err != nil {
+		t.Fatal(err)
+	}
+	for schema, value := range map[string]any{
+		"Answer": answer{}, "AnswerError": apiError{}, "File": fileInfo{}, "Command": nil,
+	} {
+		got := slices.Sorted(maps.Keys(api.Components.Schemas[schema].Properties))
+		want := []string{"command", "images", "session_id"} // which is decoded without a struct
+		if value != nil {
+			want = nil
+			for field := range reflect.TypeOf(value).Fields() {
+				name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+				want = append(want, name)
+			}
+			slices.Sort(want)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s in openapi.yaml (-want +got):\n%s", schema, diff)
 		}
 	}
 }

@@ -1,11 +1,14 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
+	"unsafe"
 )
 
 // waitAll makes wait4(2) also report children that were cloned without a signal (__WALL).
@@ -36,6 +39,62 @@ func hardenProcess() error {
 		}
 	}
 
+	return nil
+}
+
+// withRightsOf calls do with the file system rights of a user (setfsuid(2)), on this thread
+// only: a root server then opens what that user could open, and nothing else. Without a user
+// it is the server's own. The thread is given up if it can't have the server's rights again.
+func withRightsOf(user *syscall.Credential, do func() error) error {
+	if user == nil {
+		return do()
+	}
+
+	runtime.LockOSThread() // for good, unless the end is reached
+	own := syscall.Credential{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
+	groups, err := syscall.Getgroups()
+	if err != nil {
+		return fmt.Errorf("cannot read the server's groups: %w", err)
+	}
+	for _, group := range groups {
+		own.Groups = append(own.Groups, uint32(group))
+	}
+
+	err = setThreadRights(user)
+	if err == nil {
+		err = do()
+	}
+	if setThreadRights(&own) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
+}
+
+// setThreadRights sets the ids by which the kernel judges this thread's access to files. The
+// capabilities that overrule permissions go and come with them (capabilities(7)).
+func setThreadRights(user *syscall.Credential) error {
+	groups := append([]uint32{}, user.Groups...)
+	first := unsafe.Pointer(unsafe.SliceData(append(groups, 0)))
+	_, _, errno := syscall.RawSyscall(
+		syscall.SYS_SETGROUPS, uintptr(len(groups)), uintptr(first), 0)
+	if errno != 0 {
+		return fmt.Errorf("cannot take the agent's groups: %w", errno)
+	}
+
+	// These two report no error, but which id there was before: -1 changes nothing.
+	for _, right := range []struct {
+		call uintptr
+		id   uint32
+	}{
+		{syscall.SYS_SETFSGID, user.Gid},
+		{syscall.SYS_SETFSUID, user.Uid},
+	} {
+		syscall.RawSyscall(right.call, uintptr(right.id), 0, 0)
+		now, _, _ := syscall.RawSyscall(right.call, ^uintptr(0), 0, 0)
+		if uint32(now) != right.id {
+			return errors.New("cannot take the agent's rights: CAP_SETUID and CAP_SETGID are needed")
+		}
+	}
 	return nil
 }
 

@@ -18,7 +18,11 @@ type answer struct {
 		Name, Status string
 	} `json:"mcp_servers"`
 	Warnings []string `json:"warnings"`
-	Error    struct {
+	Files    []struct {
+		Name string
+		Size int
+	} `json:"files"`
+	Error struct {
 		Code, Message string
 		RetryAt       string `json:"retry_at"`
 	} `json:"error"`

@@ -146,7 +146,7 @@ func (v *vm) sent() string {
 func TestImageTheModelIsToldOfTheMachine(t *testing.T) {
 	needImage(t)
 	text := strings.TrimSpace(read(t, "image/CLAUDE.md"))
-	for _, subject := range []string{"ends with your answer", "Wait for background work", "can't ask back", "headless Chromium", "Screenshots go to", "outbox/", "git over https"} {
+	for _, subject := range []string{"ends with your answer", "Wait for background work", "can't ask back", "headless Chromium", "each screenshot that you take", "inbox/", "outbox/", "git over https"} {
 		if !strings.Contains(text, subject) {
 			t.Errorf("it says nothing of %q", subject)
 		}

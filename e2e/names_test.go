@@ -101,7 +101,7 @@ func TestImageAPageShowsTheScriptsOfTheWorld(t *testing.T) {
 			context.fillText(letter, 10, 55);
 			return context.canvas.toDataURL();
 		};
-		const none = drawn("\\u{378}");
+		const none = drawn("\u{378}");
 		return "missing: " + [...LETTERS].filter((letter) => drawn(letter) === none).join("") + ".";
 	}`
 	script = strings.Replace(script, "LETTERS", `"`+letters+`"`, 1)

@@ -65,6 +65,12 @@ var variants = map[string][]edit{
 	// A response that is broken off looks complete.
 	"no abort": {{"handler.go", "panic(http.ErrAbortHandler)", "return nil"}},
 
+	// Files are opened with the server's rights, or by their paths.
+	"own rights": {{"files.go", "withRightsOf(s.agent, func", "withRightsOf(nil, func"}},
+	"by path": {{"files.go", "file, err = workspace.OpenFile(outbox+\"/\"+name, os.O_RDONLY|syscall.O_NONBLOCK, 0)",
+		"file, err = os.OpenFile(s.workspace+\"/\"+outbox+\"/\"+name, os.O_RDONLY|syscall.O_NONBLOCK, 0)"},
+		{"files.go", "withRightsOf(s.agent, func", "withRightsOf(nil, func"}},
+
 	// After a second a waiting CLI and a kept answer are old, and a silent CLI hangs.
 	"short lives": {
 		{"warm.go", "standbyTTL = 30 * time.Minute", "standbyTTL = time.Second"},

@@ -367,18 +367,25 @@ func newMarker() string { return "marker-" + strconv.FormatInt(time.Now().UnixNa
 
 // answer is what a client reads.
 type answer struct {
-	Status     string      `json:"status"`
-	Result     string      `json:"result"`
-	Truncated  bool        `json:"truncated"`
-	SessionID  string      `json:"session_id"`
-	DurationMS int64       `json:"duration_ms"`
-	NumTurns   int         `json:"num_turns"`
-	CostUSD    float64     `json:"cost_usd"`
-	MCPServers []mcpServer `json:"mcp_servers"`
-	Killed     int         `json:"swept"`
-	Background bool        `json:"background_stopped"`
-	Warnings   []string    `json:"warnings"`
-	Error      *apiError   `json:"error"`
+	Status     string       `json:"status"`
+	Result     string       `json:"result"`
+	Truncated  bool         `json:"truncated"`
+	SessionID  string       `json:"session_id"`
+	DurationMS int64        `json:"duration_ms"`
+	NumTurns   int          `json:"num_turns"`
+	CostUSD    float64      `json:"cost_usd"`
+	MCPServers []mcpServer  `json:"mcp_servers"`
+	Killed     int          `json:"swept"`
+	Background bool         `json:"background_stopped"`
+	Warnings   []string     `json:"warnings"`
+	Files      []outboxFile `json:"files"`
+	Error      *apiError    `json:"error"`
+}
+
+type outboxFile struct {
+	Name     string
+	Size     int64
+	Modified time.Time
 }
 
 type mcpServer struct{ Name, Status string }

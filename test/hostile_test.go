@@ -203,6 +203,11 @@ func hostileClaude() {
 		traceMe()
 		syscall.Kill(os.Getpid(), syscall.SIGUSR1)
 		time.Sleep(time.Hour)
+	case "writes-out":
+		os.Mkdir("outbox", 0o755)
+		if err := os.WriteFile("outbox/report ü.txt", []byte("0123456789"), 0o644); err != nil {
+			panic(err)
+		}
 	case "boasts-of-everything":
 		many := strings.Repeat("e", 20_000)
 		emit(`{"type":"system","subtype":"init","session_id":"` + many + `","mcp_servers":[` +
