@@ -53,7 +53,7 @@ func TestOpenAPISaysWhatTheServerAnswers(t *testing.T) {
 	}
 	documented := codes{}
 	failures := map[string]bool{"client_gone": true} // which only a half-closed client reads
-	refusals := map[string]bool{"no_space": true} // of files
+	refusals := map[string]bool{"no_space": true}    // of files
 	for _, method := range []string{"POST", "DELETE"} {
 		path := api.Paths["/command"][strings.ToLower(method)]
 		for status, response := range path.Responses {
