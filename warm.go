@@ -43,7 +43,8 @@ type standby struct {
 	mu       sync.Mutex            // held by whoever may have an agent, by a command throughout
 	session  string                // the conversation that the next command most likely continues
 	isBanned bool                  // no CLI waits until the next command
-	slow     string                // the fingerprint of one whose hooks took too long, "" for none
+	slow     string                // the fingerprint of the last one whose hooks took too long
+	slowAt   time.Time             // when that was
 	settled  bool                  // the hooks of the waiting CLI have ended
 	isBusy   bool                  // at the last check they had not, after settleTime
 	waiting  atomic.Pointer[agent] // changed with mu held, read without it
@@ -170,7 +171,7 @@ func (s *standby) maintain() {
 		s.log.Warn("the waiting Claude Code has processes of a hook, or of its settings: ended it")
 		s.waiting.Store(nil)
 		s.isBanned = true
-		s.slow = a.fingerprint // a hook like that is run, and waited for, by each command
+		s.slow, s.slowAt = a.fingerprint, time.Now()
 		s.discard(a)
 	}
 }
@@ -185,7 +186,9 @@ func (s *standby) replaceOld() {
 
 // renew has an agent wait that fits the next command. mu is held.
 func (s *standby) renew() {
-	if !s.cfg.Warm || s.isBanned || s.slow != "" && s.slow == fingerprint(s.cfg) {
+	// A slow hook is run, and waited for, by each command.
+	isSlow := time.Since(s.slowAt) < standbyTTL && s.slow == fingerprint(s.cfg)
+	if !s.cfg.Warm || s.isBanned || isSlow {
 		return
 	}
 	a := s.waiting.Swap(nil)

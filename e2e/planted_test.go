@@ -96,11 +96,11 @@ func TestAHookThatStaysEndsTheWaitingClaudeCode(t *testing.T) {
 	if err := os.Remove(v.dir + "/workspace/stays"); err != nil { // or the next one would wait for its hook
 		t.Fatal(err)
 	}
-	a, body, err := v.post(t.Context(), "bash: echo done", "")
+	a, body, err := v.post(t.Context(), "bash: rm .claude/settings.json; echo done", "")
 	if err != nil || a.Result != "done" {
 		t.Errorf("the next command: %v %s", err, body)
 	}
-	v.spare("") // and then one waits again
+	v.spare("") // and then one waits again, since other settings may do better
 }
 
 // Without a token the agent can send commands to its own server. None of them waits until

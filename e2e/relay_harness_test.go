@@ -56,7 +56,7 @@ func startRelay(t *testing.T, people map[string]string) *relay {
 	})
 	r.env = []string{"PORT=0", "DATA=" + dir + "/data", "PEOPLE=" + dir + "/people.json",
 		"PUBLIC_URL=https://relay.example", "TWILIO_API=" + r.twilio, "TWILIO_AUTH_TOKEN=the account's token",
-		"TWILIO_ACCOUNT_SID=AC" + strings.Repeat("0", 32), "PROGRESS_SECONDS=0", "RETRY_SECONDS=0.1"}
+		"TWILIO_ACCOUNT_SID=AC" + strings.Repeat("0", 32), "PROGRESS_SECONDS=0", "RETRY_SECONDS=0.1", "MERGE_SECONDS=0"}
 	r.start()
 	t.Cleanup(func() {
 		end(r.cmd)

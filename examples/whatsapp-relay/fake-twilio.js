@@ -14,7 +14,7 @@ import twilio from "twilio";
 export const account = { sid: `AC${"0".repeat(32)}`, token: "the account's token" };
 export const publicURL = "https://relay.example"; // which only signatures and links name
 
-/** @typedef {{type: string, data: string}} Medium its data in base64 */
+/** @typedef {{type: string, data: string, name?: string}} Medium its data in base64 */
 
 /** @returns {Promise<FakeTwilio>} */
 export async function startTwilio() {
@@ -33,6 +33,9 @@ class FakeTwilio {
   said = [];
   /** @type {Map<string, Medium>} */
   media = new Map();
+  /** @type {string[]} the messages at which somebody was shown to write */
+  typing = [];
+  hasTyping = true;
   failures = 0; // how many replies are still to fail
   refusal = 0; // the status that every reply gets, if any
   delayMS = 0; // of the next reply
@@ -48,9 +51,14 @@ class FakeTwilio {
       if (request.get("Authorization") !== `Basic ${credentials}`) return void response.sendStatus(401);
       next();
     });
+    app.post("/v2/Indicators/Typing.json", express.urlencoded({ extended: false }), (request, response) => {
+      this.typing.push(request.body.messageId);
+      response.status(this.hasTyping ? 200 : 404).json({});
+    });
     app.get("/media/:id", (request, response) => {
       const medium = this.media.get(request.params.id);
       if (!medium) return void response.sendStatus(404);
+      if (medium.name) response.set("Content-Disposition", `inline; filename="${encodeURI(medium.name) === medium.name ? medium.name : Buffer.from(medium.name).toString("latin1")}"`);
       response.type(medium.type).send(Buffer.from(medium.data, "base64"));
     });
     app.post("/2010-04-01/Accounts/:sid/Messages.json", express.urlencoded({ extended: false }), async (request, response) => {

@@ -5,8 +5,8 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import twilio from "twilio";
 import { commandOf } from "./command.js";
-import { events, isStream, refused, request } from "./vm.js";
-import { blocks, progress, split, words } from "./words.js";
+import { events, isStream, refused, request, takeFile } from "./vm.js";
+import { blocks, listed, progress, split, words } from "./words.js";
 
 /**
  * @typedef {import("./store.js").Message} Message
@@ -15,10 +15,12 @@ import { blocks, progress, split, words } from "./words.js";
  * @typedef {(text?: string, isNews?: boolean) => void} Tell
  *
  * @typedef {object} Setup
- * @property {{sid: string, token: string, api: string}} account Twilio's
+ * @property {{sid: string, token: string, api: string, messaging: string}} account Twilio's
  * @property {string} publicURL where Twilio reaches this relay
  * @property {import("./store.js").Store} store
  * @property {Map<string, Machine>} people the VM of each sender
+ * @property {import("./command.js").Transcriber} transcriber of voice notes
+ * @property {number} mergeMS in which several messages are one
  * @property {number} progressMS between two words of progress
  * @property {number} retryMS between two tries
  */
@@ -27,6 +29,7 @@ const SCREENSHOT = "mcp__playwright__browser_take_screenshot";
 const BEGINS_ANEW = new Set(["session_not_found", "conversation_unusable"]); // the next message does
 const MAX_SCREENSHOTS = 3; // of an answer, the last ones
 const MAX_SCREENSHOT_BYTES = 5 * 1024 * 1024; // WhatsApp's limit of a picture
+const MAX_FILE_BYTES = 16 * 1024 * 1024; // and that of Twilio for any other file
 
 export class Relay {
   /** @type {Map<string, Message>} the open messages, by id */
@@ -49,6 +52,10 @@ export class Relay {
     if (!message) return false;
     if (this.store.knows(message.id)) return true; // Twilio delivers it again
     if (says(message, "stop", "halt")) message.replies = [{ body: this.#stopAll(message.from) }];
+    if (/^!./s.test(message.text)) {
+      this.#stopAll(message.from);
+      message.text = message.text.slice(1).trim();
+    }
     this.store.save(message);
     this.#begin(message);
     return true;
@@ -62,8 +69,11 @@ export class Relay {
 
   /** Goes on with what a crash left open. */
   resume() {
-    for (const message of this.store.open()) {
+    const open = this.store.open();
+    const merged = new Set(open.flatMap((message) => message.merged ?? []));
+    for (const message of open) {
       this.#lastPlace = message.place;
+      if (merged.has(message.id)) message.replies = [];
       this.#begin(message);
     }
   }
@@ -85,8 +95,17 @@ export class Relay {
   #begin(message) {
     this.#open.set(message.id, message);
     if (message.replies) return void this.#finish(message); // that needs no turn
+    void this.#showTyping(message);
     const before = this.#turns.get(message.from) ?? Promise.resolve();
     this.#turns.set(message.from, before.then(() => this.#finish(message)));
+  }
+
+  /** Shows that somebody is writing, where Twilio has that. @param {Message} message */
+  async #showTyping({ id }) {
+    const { sid, token, messaging } = this.setup.account;
+    const headers = { Authorization: `Basic ${Buffer.from(`${sid}:${token}`).toString("base64")}` };
+    const body = new URLSearchParams({ messageId: id, channel: "whatsapp" });
+    await fetch(`${messaging}/v2/Indicators/Typing.json`, { method: "POST", headers, body }).catch(() => {}); // no harm
   }
 
   /** Answers a message, however long that takes. @param {Message} message */
@@ -109,7 +128,8 @@ export class Relay {
   /** @param {Message} message @returns {Promise<Reply[]>} */
   async #answer(message) {
     const text = await this.#answerInWords(message);
-    return [...split(text).map((body) => ({ body })), ...message.screenshots.map((picture) => ({ picture }))];
+    const pictures = message.screenshots.map((media) => ({ media }));
+    return [...split(text).map((body) => ({ body })), ...pictures, ...(message.files ?? [])];
   }
 
   /** @param {Message} message */
@@ -120,11 +140,10 @@ export class Relay {
       return "I don't know this number.";
     }
     if (!message.body && !message.isStopped) {
-      if (says(message, "new")) {
-        this.store.converse(message.from);
-        return "What you send next begins a new conversation.";
-      }
-      const command = await commandOf(message, this.setup.account);
+      const reply = this.#converse(message);
+      if (reply) return reply;
+      await this.#merge(message);
+      const command = await commandOf(message, this.setup, machine);
       if (typeof command === "string") return command;
       if (!message.isStopped) {
         message.body = JSON.stringify({ ...command, session_id: this.store.conversations.get(message.from) });
@@ -141,6 +160,56 @@ export class Relay {
     }
   }
 
+  /** What a message says of conversations themselves, if it does. @param {Message} message */
+  #converse(message) {
+    const conversations = this.store.history.get(message.from) ?? [];
+    if (says(message, "sessions")) return listed(conversations);
+    const number = /^\s*resume\s+(\d+)\s*$/i.exec(message.text)?.[1];
+    if (number) {
+      const chosen = conversations[Number(number) - 1];
+      if (chosen) this.store.converse(message.from, chosen.session);
+      return chosen ? `We go on with: ${chosen.words}` : `There is no conversation ${number}. Send "sessions" to see them.`;
+    }
+    if (!says(message, "new")) return;
+    this.store.converse(message.from);
+    return "What you send next begins a new conversation.";
+  }
+
+  /** Waits for what a sender adds at once, such as photos that are forwarded one by one, and makes it part of the message. @param {Message} message */
+  async #merge(message) {
+    for (let last = message.place; this.setup.mergeMS > 0; ) {
+      await sleep(Math.max(0, last + this.setup.mergeMS - Date.now()));
+      const next = [...this.#open.values()].find((other) => {
+        const isLater = other.from === message.from && other.place > last && other.place - last <= this.setup.mergeMS;
+        return isLater && !other.body && !other.replies && !this.#isKeyword(other);
+      });
+      if (!next) return;
+      last = next.place;
+      message.text = [message.text, next.text].filter((text) => text.trim()).join("\n");
+      message.media.push(...next.media);
+      message.merged = [...(message.merged ?? []), next.id];
+      this.store.save(message); // and only then the other is done
+      next.replies = [];
+    }
+  }
+
+  /** @param {Message} message */
+  #isKeyword(message) {
+    return says(message, "new", "sessions") || /^\s*resume\s+\d+\s*$/i.test(message.text);
+  }
+
+  /** Files of an answer, as replies. @param {{name: string, size: number}[]} files @param {Machine} machine @returns {Promise<Reply[]>} */
+  async #takeFiles(files, machine) {
+    const replies = [];
+    for (const { name, size } of files) {
+      const data = size <= MAX_FILE_BYTES ? await takeFile(machine, name) : undefined;
+      const extension = name.toLowerCase().split(".").at(-1) ?? "";
+      if (data) replies.push({ body: `📎 ${name}`, media: this.store.keep(data, extension) });
+      else replies.push({ body: `📎 ${name} (${Math.ceil(size / 1e6)} MB) can't be sent here. It is in outbox/ on your machine.` });
+    }
+    return replies;
+  }
+
   /** Sends a command until it has its answer. @param {Message} message @param {string} body @param {Machine} machine @param {Tell} tell */
   async #run(message, body, machine, tell) {
     for (;;) {
@@ -148,8 +217,14 @@ export class Relay {
       if (message.isStopped && !(await this.#stop(message, machine))) return "I stopped that, before it was begun or after it was over.";
       const { answer, refusal, why, seconds } = await this.#attempt(message, body, machine, tell);
       if (answer?.error && BEGINS_ANEW.has(answer.error.code)) this.store.converse(message.from);
-      else if (answer?.session_id) this.store.converse(message.from, answer.session_id);
-      if (answer) return words(answer);
+      else if (answer?.session_id) {
+        this.store.converse(message.from, answer.session_id);
+        this.store.note(message.from, answer.session_id, message.text);
+      }
+      if (answer) {
+        message.files = await this.#takeFiles(answer.files ?? [], machine);
+        return words(answer);
+      }
       if (refusal) return `That can't be sent: ${refusal.message}`;
       tell(why, true);
       await this.#pause(message, seconds);
@@ -200,7 +275,8 @@ export class Relay {
         if (part?.type !== "image" || typeof part.source?.data !== "string") continue;
         const picture = Buffer.from(part.source.data, "base64");
         if (picture.length > MAX_SCREENSHOT_BYTES) continue;
-        message.screenshots = [...message.screenshots, this.store.keep(picture, part.source.media_type)].slice(-MAX_SCREENSHOTS);
+        const extension = part.source.media_type === "image/png" ? "png" : "jpg";
+        message.screenshots = [...message.screenshots, this.store.keep(picture, extension)].slice(-MAX_SCREENSHOTS);
         this.store.save(message);
       }
     }
@@ -237,8 +313,8 @@ export class Relay {
   }
 
   /** @param {Message} message @param {Reply} reply */
-  async #send({ from, to }, { body, picture }) {
-    const mediaUrl = picture ? [`${this.setup.publicURL}/media/${picture}`] : undefined;
+  async #send({ from, to }, { body, media }) {
+    const mediaUrl = media ? [`${this.setup.publicURL}/media/${media}`] : undefined;
     const statusCallback = `${this.setup.publicURL}/whatsapp`;
     await this.twilio.messages.create({ from: to, to: from, body, mediaUrl, statusCallback });
   }

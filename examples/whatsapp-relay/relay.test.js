@@ -34,6 +34,10 @@ async function eventually(what, condition) {
 /** A VM whose answers a test gives, by a function or one by one. */
 class FakeVM {
   url = "";
+  /** @type {Map<string, Buffer>} what was put into inbox/, and what is in outbox/ */
+  files = new Map();
+  /** @type {number} the status that every file gets, if any */
+  fileRefusal = 0;
   /** @type {Request[]} */
   requests = [];
   /** @type {string[]} keys */
@@ -42,6 +46,7 @@ class FakeVM {
   onCommand = ({ body, respond }) => respond({ status: "success", result: `${body.command}!`, session_id: "s1" });
 
   server = createServer(async (request, response) => {
+    if (request.url?.startsWith("/files/")) return void (await this.serveFile(request, response));
     let text = "";
     for await (const chunk of request) text += chunk;
     const stream = (/** @type {string} */ name, /** @type {object} */ data) => response.write(`event: ${name}\ndata: ${JSON.stringify(data)}\n\n`);
@@ -66,6 +71,20 @@ class FakeVM {
     this.requests.push(seen);
     this.onCommand(seen);
   });
+
+  /** @param {import("node:http").IncomingMessage} request @param {import("node:http").ServerResponse} response */
+  async serveFile(request, response) {
+    const name = decodeURIComponent(request.url?.replace("/files/", "") ?? "");
+    if (request.method === "PUT") {
+      const chunks = [];
+      for await (const chunk of request) chunks.push(chunk);
+      if (this.fileRefusal) return void response.writeHead(this.fileRefusal).end('{"error":{"code":"no_space","message":"the disk is full"}}');
+      this.files.set(name, Buffer.concat(chunks));
+      return void response.writeHead(201).end("{}");
+    }
+    const file = this.files.get(name);
+    response.writeHead(file ? 200 : 404).end(file);
+  }
 }
 
 async function startVM() {
@@ -77,8 +96,8 @@ async function startVM() {
   return vm;
 }
 
-/** A relay with its own folder, Twilio and VM. */
-async function start() {
+/** A relay with its own folder, Twilio and VM. @param {Record<string, string>} [env] */
+async function start(env = {}) {
   const folder = mkdtempSync(path.join(tmpdir(), "relay-"));
   const fake = await startTwilio();
   const vm = await startVM();
@@ -90,12 +109,15 @@ async function start() {
     () => fake.server?.close(),
     () => rmSync(folder, { recursive: true }),
   );
+  r.env = env;
   await r.launch();
   return r;
 }
 
 class RunningRelay {
   url = "";
+  /** @type {Record<string, string>} */
+  env = {};
   log = "";
   /** @type {import("node:child_process").ChildProcess | undefined} */
   process;
@@ -120,6 +142,8 @@ class RunningRelay {
       TWILIO_API: this.twilio.url,
       PROGRESS_SECONDS: "0",
       RETRY_SECONDS: "0.1",
+      MERGE_SECONDS: "0",
+      ...this.env,
     };
     const child = spawn(process.execPath, [path.join(import.meta.dirname, "server.js")], { env });
     child.stdout.on("data", (data) => (this.log += data));
@@ -136,7 +160,7 @@ class RunningRelay {
     await ended;
   }
 
-  /** @param {string} text @param {{from?: string, media?: {type: string, data: string}[], id?: string}} [more] */
+  /** @param {string} text @param {{from?: string, media?: import("./fake-twilio.js").Medium[], id?: string}} [more] */
   async say(text, more = {}) {
     const { id, status } = await this.twilio.say(this.url, { from: ANN, text, ...more });
     assert.equal(status, 200);
@@ -251,15 +275,153 @@ test("a photo comes to the VM byte for byte, with words of the relay's own if it
 test("what can't be passed on is said, and nothing is started", async () => {
   const r = await start();
   const large = Buffer.alloc(6 * 1024 * 1024).toString("base64");
-  await r.say("", { media: [{ type: "audio/ogg", data: "" }] });
-  await r.say("", { media: [{ type: "application/pdf", data: "" }] });
+  r.vm.fileRefusal = 507;
+  await r.say("", { media: [{ type: "application/pdf", data: PNG }] });
   await r.say("", { media: [{ type: "image/jpeg", data: large }] });
   await r.say("  ");
   await r.say("hello", { from: STRANGER });
-  await eventually("all is said", () => r.twilio.said.length === 5);
+  await eventually("all is said", () => r.twilio.said.length === 4);
   const said = r.twilio.said.map(({ body }) => body).join("\n");
-  for (const wanted of [/voice notes/, /such files/, /too large/, /nothing in that/, /know this number/]) assert.match(said, wanted);
+  for (const wanted of [/I can't take file-.*\.pdf: the disk is full/, /too large/, /nothing in that/, /know this number/]) assert.match(said, wanted);
   assert.equal(r.vm.requests.length, 0);
+});
+
+test("other media come into the machine's inbox, byte for byte", async () => {
+  const r = await start();
+  const id = await r.say("read these", { media: [{ type: "application/pdf", data: PNG, name: "a report ü.pdf" }, { type: "text/csv", data: "YSxi" }, { type: "audio/ogg", data: "T2dn" }] });
+  await eventually("it is sent", () => r.vm.requests.length === 1);
+  const end = id.slice(-8);
+  const names = ["inbox/a report ü.pdf", `inbox/file-${end}-2.csv`, `inbox/file-${end}-3.ogg`];
+  assert.deepEqual([...r.vm.files.keys()], names);
+  assert.equal(r.vm.files.get(names[0])?.toString("base64"), PNG);
+  const { command } = r.vm.requests[0].body;
+  assert.match(command, /^read these\n\n/);
+  for (const name of names) assert.ok(command.includes(JSON.stringify(name)), command);
+});
+
+test("an odd name is not the file's", async () => {
+  const r = await start();
+  for (const name of ["../../etc/passwd", ".bashrc", "a/b", "-rf", "x;y"]) await r.say("", { media: [{ type: "text/plain", data: "YQ==", name }] });
+  await eventually("all are sent", () => r.vm.requests.length === 5);
+  assert.ok([...r.vm.files.keys()].every((name) => /^inbox\/file-[0-9a-f]{8}-1\.txt$/.test(name)), [...r.vm.files.keys()].join());
+});
+
+test("a voice note is transcribed where there is an API for it, and is a file where that fails", async () => {
+  /** @type {string[]} */
+  const asked = [];
+  let status = 200;
+  const api = createServer(async (request, response) => {
+    let text = "";
+    for await (const chunk of request) text += chunk.toString("latin1");
+    asked.push(`${request.method} ${request.url} ${request.headers.authorization} ${/name="model"\r\n\r\n(\S+)/.exec(text)?.[1]} ${text.includes("OggS")}`);
+    response.writeHead(status).end('{"text":" buy milk "}');
+  });
+  await new Promise((resolve) => api.listen(0, "127.0.0.1", () => resolve(undefined)));
+  cleanups.push(() => api.close());
+  const { port } = /** @type {import("node:net").AddressInfo} */ (api.address());
+  const r = await start({ TRANSCRIBE_URL: `http://127.0.0.1:${port}/`, TRANSCRIBE_KEY: "k", TRANSCRIBE_MODEL: "m" });
+  const note = { type: "audio/ogg", data: Buffer.from("OggS").toString("base64") };
+  await r.say("", { media: [note] });
+  await eventually("it is sent", () => r.vm.requests.length === 1);
+  assert.deepEqual(asked, ["POST /v1/audio/transcriptions Bearer k m true"]);
+  assert.equal(r.vm.requests[0].body.command, "(A voice note, transcribed:) buy milk");
+  assert.equal(r.vm.files.size, 0);
+
+  status = 500;
+  await r.say("", { media: [note] });
+  await eventually("it is sent as a file", () => r.vm.requests.length === 2);
+  assert.match(r.vm.requests[1].body.command, /inbox\/file-.*\.ogg/);
+  assert.match(r.log, /cannot transcribe a voice note: the API answers 500/);
+});
+
+test("a file waits for a machine that is not up", async () => {
+  const r = await start();
+  r.vm.fileRefusal = 502;
+  await r.say("look", { media: [{ type: "text/csv", data: "YSxi" }] });
+  await eventually("it is tried", () => r.log.includes("the machine answers 502"));
+  r.vm.fileRefusal = 0;
+  await eventually("it is sent", () => r.vm.requests.length === 1);
+});
+
+test("files of an answer come back, and a large one is told of", async () => {
+  const r = await start();
+  const page = Buffer.from("<script>");
+  r.vm.files.set("outbox/report ü.html", page);
+  const files = [{ name: "report ü.html", size: 8, modified: "" }, { name: "gone.txt", size: 1, modified: "" }, { name: "video.mp4", size: 17_000_000, modified: "" }];
+  r.vm.onCommand = ({ respond }) => respond({ status: "success", result: "made", session_id: "s1", files });
+  await r.say("make it");
+  await r.reads("made", "📎 report ü.html", "📎 gone.txt (1 MB) can't be sent here. It is in outbox/ on your machine.", "📎 video.mp4 (17 MB) can't be sent here. It is in outbox/ on your machine.");
+  const link = r.twilio.said[1].media ?? "";
+  assert.match(link, /\/media\/[0-9a-f]{64}\.html$/);
+  const response = await fetch(new URL(new URL(link).pathname, r.url));
+  assert.equal(Buffer.from(await response.arrayBuffer()).toString(), "<script>");
+  assert.match(response.headers.get("Content-Disposition") ?? "", /^attachment/); // no page that runs at the relay's address
+});
+
+test("messages that come within moments are one command, and the relay's death in it changes nothing", async () => {
+  const r = await start({ MERGE_SECONDS: "1" });
+  const photo = { type: "image/png", data: PNG };
+  const id = await r.say("", { media: [photo] });
+  await r.say("", { media: [photo] });
+  await r.say("what are these?", { media: [photo] });
+  await r.reads("what are these?!");
+  assert.deepEqual(r.vm.requests.map(({ key, body }) => [key, body.images.length]), [[id, 3]]);
+
+  r.vm.onCommand = () => {};
+  await r.say("one");
+  await r.say("two");
+  await eventually("it is sent", () => r.vm.requests.length === 2);
+  await r.kill();
+  r.vm.onCommand = ({ body, respond }) => respond({ status: "success", result: `${body.command}!` });
+  await r.launch();
+  await r.reads("what are these?!", "one\ntwo!");
+  assert.equal(r.vm.requests[1].key, r.vm.requests[2].key);
+});
+
+test("what comes later, or is a word for the relay, is a message of its own", async () => {
+  const r = await start({ MERGE_SECONDS: "0.3" });
+  await r.say("one");
+  await r.say("new");
+  await sleep(600);
+  await r.say("two");
+  await r.reads("one!", "What you send next begins a new conversation.", "two!");
+});
+
+test("an exclamation mark stops what runs, and goes on in its conversation", async () => {
+  const r = await start();
+  /** @type {Request[]} */
+  const waiting = [];
+  r.vm.onCommand = (request) => waiting.push(request);
+  const first = await r.say("count to a million");
+  await eventually("it is sent", () => waiting.length === 1);
+  r.vm.onCommand = ({ body, respond }) => respond({ status: "success", result: `${body.command}!`, session_id: body.session_id });
+  await r.say("! to a hundred only");
+  await eventually("it is stopped", () => r.vm.stops.includes(first));
+  waiting[0].respond({ status: "canceled", result: "", session_id: "s7", error: { code: "stopped", message: "m" } });
+  await r.reads('I stopped. Say "go on" to continue.', "to a hundred only!");
+  assert.equal(r.vm.requests[1].body.session_id, "s7");
+});
+
+test("a sign comes at once where Twilio has one, and is not missed where it has none", async () => {
+  const r = await start();
+  const ids = [await r.say("one")];
+  r.twilio.hasTyping = false;
+  ids.push(await r.say("two"));
+  await r.reads("one!", "two!");
+  assert.deepEqual(r.twilio.typing, ids);
+});
+
+test("a sender's conversations are listed, and one of them goes on", async () => {
+  const r = await start();
+  let count = 0;
+  r.vm.onCommand = ({ body, respond }) => respond({ status: "success", result: "ok", session_id: body.session_id ?? `s${++count}` });
+  await r.say("sessions");
+  for (const text of ["about the roof", "New", "about the cellar", "sessions", "resume 2", "and then?", "resume 9"]) await r.say(text);
+  const begins = "What you send next begins a new conversation.";
+  const list = '1. about the cellar (just now)\n2. about the roof (just now)\nSend "resume 2" to go on with the second.';
+  const none = 'There is no conversation 9. Send "sessions" to see them.';
+  await r.reads("There is no conversation yet.", "ok", begins, "ok", list, "We go on with: about the roof", "ok", none);
+  assert.equal(r.vm.requests.at(-1)?.body.session_id, "s1");
 });
 
 test("a photo is loaded from Twilio alone, as the account's token goes with it", async () => {

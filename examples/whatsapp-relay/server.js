@@ -13,6 +13,7 @@ const env = {
   PEOPLE: "people.json",
   PROGRESS_SECONDS: "20",
   RETRY_SECONDS: "5",
+  MERGE_SECONDS: "2",
   TWILIO_API: "https://api.twilio.com",
   ...process.env,
 };
@@ -36,7 +37,7 @@ function readPeople(file) {
   return new Map(people);
 }
 
-/** @param {"PROGRESS_SECONDS" | "RETRY_SECONDS"} name */
+/** @param {"PROGRESS_SECONDS" | "RETRY_SECONDS" | "MERGE_SECONDS"} name */
 function milliseconds(name) {
   const seconds = Number(env[name]);
   if (seconds >= 0) return 1000 * seconds;
@@ -44,7 +45,12 @@ function milliseconds(name) {
   process.exit(1);
 }
 
-const account = { sid: needed("TWILIO_ACCOUNT_SID"), token: needed("TWILIO_AUTH_TOKEN"), api: env.TWILIO_API };
+const account = {
+  sid: needed("TWILIO_ACCOUNT_SID"),
+  token: needed("TWILIO_AUTH_TOKEN"),
+  api: env.TWILIO_API,
+  messaging: process.env.TWILIO_API ?? "https://messaging.twilio.com",
+};
 const publicURL = needed("PUBLIC_URL").replace(/\/+$/, "");
 const store = new Store(env.DATA);
 const relay = new Relay({
@@ -54,6 +60,8 @@ const relay = new Relay({
   people: readPeople(env.PEOPLE),
   progressMS: milliseconds("PROGRESS_SECONDS"),
   retryMS: milliseconds("RETRY_SECONDS"),
+  mergeMS: milliseconds("MERGE_SECONDS"),
+  transcriber: { url: process.env.TRANSCRIBE_URL?.replace(/\/+$/, ""), key: process.env.TRANSCRIBE_KEY, model: process.env.TRANSCRIBE_MODEL ?? "whisper-1" },
 });
 
 /** Only Twilio, which knows the account's token, can sign a form. @type {express.RequestHandler} */
@@ -76,6 +84,7 @@ app.post("/whatsapp", express.urlencoded({ extended: false, limit: "64kb" }), is
 app.get("/media/:name", (request, response) => {
   const { name } = request.params;
   if (!store.has(name)) return void response.sendStatus(404);
+  if (!/\.(png|jpg)$/.test(name)) response.attachment(name); // no page of this address
   response.set("X-Content-Type-Options", "nosniff").sendFile(name, { root: store.media });
 });
 app.use(

@@ -1,5 +1,5 @@
 // What must survive a crash, in files: an open message until it is answered, the ids
-// of answered ones for a day, each sender's conversation, and pictures for an hour.
+// of answered ones for a day, each sender's conversations, and what is shown for an hour.
 // All is written at once, as nothing may be confirmed before it is on the disk.
 import { randomBytes } from "node:crypto";
 import fs from "node:fs";
@@ -19,9 +19,12 @@ const HOUR = 3600 * 1000;
  * @property {string[]} screenshots names of pictures that the agent took
  * @property {boolean} [isStopped]
  * @property {string} [body] of the request: the same key wants the same bytes
+ * @property {Reply[]} [files] that came with the answer
+ * @property {string[]} [merged] ids of later messages that are part of this one
  * @property {Reply[]} [replies] what is left to say, once there is an answer
  *
- * @typedef {{body?: string, picture?: string}} Reply
+ * @typedef {{body?: string, media?: string}} Reply
+ * @typedef {{session: string, words: string, time: number}} Conversation
  */
 
 export class Store {
@@ -32,6 +35,8 @@ export class Store {
     for (const name of ["open", "done", "media"]) fs.mkdirSync(this.#path(name), { recursive: true, mode: 0o700 });
     /** @type {Map<string, string>} session_id by sender */
     this.conversations = new Map(readJSON(this.#path("conversations.json")));
+    /** @type {Map<string, Conversation[]>} by sender, the latest first */
+    this.history = new Map(readJSON(this.#path("history.json")));
     this.#prune();
   }
 
@@ -71,16 +76,25 @@ export class Store {
     this.#write(JSON.stringify([...this.conversations]), "conversations.json");
   }
 
-  /** Keeps a picture under a name that nobody guesses. @param {Buffer} data @param {string} type */
-  keep(data, type) {
-    const name = `${randomBytes(32).toString("hex")}.${type === "image/png" ? "png" : "jpg"}`;
+  /** Notes that a conversation went on. @param {string} sender @param {string} session @param {string} words its first ones */
+  note(sender, session, words) {
+    const all = this.history.get(sender) ?? [];
+    const known = all.find((conversation) => conversation.session === session);
+    const latest = { session, words: known?.words ?? words, time: Date.now() };
+    this.history.set(sender, [latest, ...all.filter((conversation) => conversation !== known)].slice(0, 10));
+    this.#write(JSON.stringify([...this.history]), "history.json");
+  }
+
+  /** Keeps a file under a name that nobody guesses. @param {Buffer} data @param {string} extension */
+  keep(data, extension) {
+    const name = `${randomBytes(32).toString("hex")}.${/^[a-z0-9]{1,8}$/.test(extension) ? extension : "bin"}`;
     this.#write(data, "media", name);
     return name;
   }
 
-  /** Whether there is a picture by that name, at most an hour old. @param {string} name */
+  /** Whether there is a file by that name, at most an hour old. @param {string} name */
   has(name) {
-    return /^[0-9a-f]{64}\.(png|jpg)$/.test(name) && ageOf(path.join(this.media, name)) < HOUR;
+    return /^[0-9a-f]{64}\.[a-z0-9]{1,8}$/.test(name) && ageOf(path.join(this.media, name)) < HOUR;
   }
 
   /** @param {string[]} names */

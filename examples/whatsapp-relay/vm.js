@@ -24,6 +24,24 @@ export function request(method, { url, token }, key, body) {
   return fetch(`${url.replace(/\/+$/, "")}/command`, { method, headers, body });
 }
 
+/** Streams a file into a machine's inbox. It says why that is refused, and throws where the machine is not up. @param {Machine} machine @param {string} name @param {Response} content */
+export async function sendFile({ url, token }, name, content) {
+  /** @type {RequestInit & {duplex: "half"}} */
+  const options = { method: "PUT", headers: { Authorization: `Bearer ${token}` }, body: content.body, duplex: "half" };
+  const response = await fetch(`${url.replace(/\/+$/, "")}/files/inbox/${encodeURIComponent(name)}`, options);
+  const rejection = await response.json().catch(() => null);
+  if (response.ok) return;
+  if (response.status >= 500 && response.status !== 507) throw new Error(`the machine answers ${response.status}`);
+  return String(rejection?.error?.message ?? `the machine answers ${response.status}`);
+}
+
+/** A file of a machine's outbox, nothing if it can't be had. @param {Machine} machine @param {string} name */
+export async function takeFile({ url, token }, name) {
+  const headers = { Authorization: `Bearer ${token}` };
+  const response = await fetch(`${url.replace(/\/+$/, "")}/files/outbox/${encodeURIComponent(name)}`, { headers }).catch(() => undefined);
+  return response?.ok ? Buffer.from(await response.arrayBuffer()) : undefined;
+}
+
 /** Whether a response is a VM's stream, and not a page of something else. @param {Response} response */
 export function isStream(response) {
   return /^text\/event-stream\b/i.test(response.headers.get("Content-Type") ?? "");

@@ -50,6 +50,17 @@ function again(time, now) {
   return ` Try again ${format.format(Math.ceil(minutes / 60 / 24), "day")}.`;
 }
 
+/** A sender's conversations, the latest first. @param {import("./store.js").Conversation[]} conversations @param {number} [now] */
+export function listed(conversations, now = Date.now()) {
+  if (conversations.length === 0) return "There is no conversation yet.";
+  const lines = conversations.map(({ words, time }, i) => {
+    const hours = Math.floor((now - time) / 3_600_000);
+    const age = hours < 1 ? "just now" : hours < 48 ? `${hours} h ago` : `${Math.floor(hours / 24)} days ago`;
+    return `${i + 1}. ${clip(words.replace(/\s+/g, " ")).slice(0, 60)} (${age})`;
+  });
+  return [...lines, 'Send "resume 2" to go on with the second.'].join("\n");
+}
+
 /** What an event means to a person who waits; nothing for most. @param {import("./vm.js").Event} event */
 export function progress({ name, data }) {
   if (name === "queued") return `Waiting; ${data.position} before you.`;
