@@ -24,8 +24,12 @@ func (a *authenticator) authorize(w http.ResponseWriter, r *http.Request) error 
 
 	if !a.checkToken(r) {
 		w.Header().Set("WWW-Authenticate", "Bearer")
+		problem := "the token is missing"
+		if r.Header.Get("Authorization") != "" {
+			problem = "the token is wrong"
+		}
 		return errorf(codeUnauthorized,
-			"send the server's VM_TOKEN as Authorization: Bearer TOKEN")
+			"%s: send the server's VM_TOKEN as Authorization: Bearer TOKEN", problem)
 	}
 
 	return nil

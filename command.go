@@ -37,6 +37,7 @@ func (r *runner) run(o *operation) {
 
 	r.queue.leave(o.ticket)
 
+	out.RequestID = o.id
 	out.hasKey = o.req.key != ""
 	out.remedy = r.cfg.credentials.remedy()
 	out.finish()
@@ -53,6 +54,7 @@ func (r *runner) logCommand(o *operation, out *outcome) {
 		"remote", o.remote,
 		"status", out.Status,
 		"code", cmp.Or(out.Error, &apiError{}).Code,
+		"reason", out.logReason(),
 		"duration_ms", out.DurationMS,
 		"exit", out.exit,
 		"warm", out.warm,

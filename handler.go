@@ -78,6 +78,7 @@ func (h *handler) postCommand(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	w.Header().Set("X-Request-Id", o.id)
 	isReplay := o.isDone()
 	if isReplay {
 		w.Header().Set("Idempotency-Replayed", "true")
@@ -170,11 +171,15 @@ func (h *handler) reject(w http.ResponseWriter, r *http.Request, err error) {
 	if reason.Code == codeQueueFull {
 		w.Header().Set("Retry-After", "10")
 	}
-	h.rejectLog.Info("refused",
+	id := newRequestID()
+	w.Header().Set("X-Request-Id", id)
+	h.rejectLog.Info("rejected",
+		"request", id,
 		"remote", r.RemoteAddr,
 		"status", "rejected",
 		"code", reason.Code)
-	writeJSON(w, httpStatus[reason.Code], map[string]any{"status": "rejected", "error": reason})
+	writeJSON(w, httpStatus[reason.Code],
+		map[string]any{"status": "rejected", "error": reason, "request_id": id})
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {

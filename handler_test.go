@@ -33,7 +33,9 @@ func TestARejectionSaysWhatToDoInstead(t *testing.T) {
 		{"another method for health", "POST /healthz", "", "", "",
 			rejection{405, "method_not_allowed", "use GET, HEAD", "Allow: GET, HEAD"}},
 		{"no token", "POST /command", "application/json", "", "{}",
-			rejection{401, "unauthorized", "Authorization: Bearer", "Www-Authenticate: Bearer"}},
+			rejection{401, "unauthorized", "the token is missing: send", "Www-Authenticate: Bearer"}},
+		{"a wrong token", "POST /command", "application/json", "wrong", "{}",
+			rejection{401, "unauthorized", "the token is wrong: send", "Www-Authenticate: Bearer"}},
 		{"no token, before anything else is judged", "POST /command", "", "", "{",
 			rejection{401, "unauthorized", "Authorization: Bearer", "Www-Authenticate: Bearer"}},
 		{"no type", "POST /command", "", "correct", "{}",
@@ -50,7 +52,9 @@ func TestARejectionSaysWhatToDoInstead(t *testing.T) {
 			method, path, _ := strings.Cut(test.line, " ")
 			r := httptest.NewRequest(method, path, strings.NewReader(test.body))
 			r.Header.Set("Content-Type", test.contentType)
-			r.Header.Set("Authorization", "Bearer "+test.token)
+			if test.token != "" {
+				r.Header.Set("Authorization", "Bearer "+test.token)
+			}
 			w := httptest.NewRecorder()
 			h.ServeHTTP(w, r)
 

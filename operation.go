@@ -50,9 +50,11 @@ type operation struct {
 	changed chan struct{} // closed with the next event; nil while nobody waits
 }
 
+func newRequestID() string { return rand.Text()[:8] }
+
 func newOperation(ctx context.Context, req *request, remote string) *operation {
 	o := &operation{
-		id:     rand.Text()[:8],
+		id:     newRequestID(),
 		req:    req,
 		remote: remote,
 		done:   make(chan struct{}),

@@ -227,6 +227,9 @@ func (p *credentialProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !isAllowed(to.name, r):
 		to.writeError(w, http.StatusNotFound,
 			"forwards only what Claude Code and git need of "+to.name)
+	case to == p.api && asksForVendorTools(r):
+		to.writeError(w, http.StatusForbidden, "forwards no request for tools that run "+
+			"at the vendor (MCP connector, web fetch, files)")
 	case asksToUpgrade:
 		to.writeError(w, http.StatusBadRequest, "forwards no Upgrade to another protocol")
 	case hasNeedlessBody: // which another server may take for the next request
@@ -352,6 +355,23 @@ var apiRequestHeaders = []string{
 	"X-Stainless-Arch", "X-Stainless-Lang", "X-Stainless-Os", "X-Stainless-Package-Version",
 	"X-Stainless-Retry-Count", "X-Stainless-Runtime", "X-Stainless-Runtime-Version",
 	"X-Stainless-Timeout",
+}
+
+// vendorTools begin the anthropic-beta values by which the vendor's own servers would call
+// any URL, or keep files, with the real key: an MCP connector, web fetch and files. The CLI
+// sends none of them (measured).
+var vendorTools = []string{"mcp-client-", "web-fetch-", "files-api-"}
+
+func asksForVendorTools(r *http.Request) bool {
+	betas := strings.Join(r.Header.Values("Anthropic-Beta"), ",")
+	for beta := range strings.SplitSeq(betas, ",") {
+		beta = strings.ToLower(strings.TrimSpace(beta))
+		isOne := func(prefix string) bool { return strings.HasPrefix(beta, prefix) }
+		if slices.ContainsFunc(vendorTools, isOne) {
+			return true
+		}
+	}
+	return false
 }
 
 // rewrite gives a request the credentials that the CLI would send without a proxy: what

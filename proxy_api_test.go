@@ -433,6 +433,25 @@ func TestTheAPIGetsNoHeaderThatTheCLIDoesNotSend(t *testing.T) {
 	}
 }
 
+// By these the vendor's servers would call any URL for the agent. The control is a beta that
+// the CLI sends.
+func TestTheAPIIsAskedForNoToolsOfTheVendors(t *testing.T) {
+	t.Parallel()
+	p := newTestProxy(t, newAPI(t, func(w http.ResponseWriter, r *http.Request) {}).URL)
+	for header, want := range map[string]int{
+		"Anthropic-Beta: claude-code-20250219":                                200,
+		"Anthropic-Beta: claude-code-20250219,mcp-client-2025-11-20":          403,
+		"Anthropic-Beta: MCP-Client-2025-04-04":                               403,
+		"Anthropic-Beta: a , web-fetch-2025-09-10 ,b":                         403,
+		"Anthropic-Beta: a\r\nAnthropic-Beta: files-api-2025-04-14":           403,
+		"Anthropic-Beta: not-mcp-client-2025-11-20,interleaved-thinking-2025": 200,
+	} {
+		if status, text := p.send(t, "POST /v1/messages", "Connection: close", header); status != want {
+			t.Errorf("%q is answered %d, want %d: %s", header, status, want, text)
+		}
+	}
+}
+
 // Another server may take it for the next request on the same connection, which the
 // agent would have written.
 func TestTheKeyProxyForwardsNoBodyThatNobodyExpects(t *testing.T) {

@@ -17,6 +17,7 @@ type answer struct {
 	Result     string                 `json:"result"`
 	Truncated  bool                   `json:"truncated,omitempty"` // the result was longer
 	SessionID  string                 `json:"session_id,omitempty"`
+	RequestID  string                 `json:"request_id"` // as in the log
 	DurationMS int64                  `json:"duration_ms"`
 	NumTurns   int                    `json:"num_turns"`
 	CostUSD    float64                `json:"cost_usd"` // of the conversation so far (measured)
@@ -53,6 +54,7 @@ func (a answer) encode() []byte {
 	data, _ = encode(answer{
 		Status:     reason.status(),
 		SessionID:  a.SessionID,
+		RequestID:  a.RequestID,
 		DurationMS: a.DurationMS,
 		MCPServers: boundedList[mcpServer]{},
 		Killed:     a.Killed,
@@ -285,6 +287,15 @@ func (o *outcome) fail(reason *apiError) {
 		Message: truncate(message, maxMessage),
 		RetryAt: reason.RetryAt,
 	}
+}
+
+// logReason returns the error's message where it is the server's own: what the agent printed
+// may quote the prompt.
+func (o *outcome) logReason() string {
+	if o.Error == nil || o.last != nil || o.Error.Code == codeAgentCrashed {
+		return ""
+	}
+	return o.Error.Message
 }
 
 // classify returns what a result with is_error means.

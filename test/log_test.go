@@ -3,11 +3,14 @@ package test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 // A reader that stops reading holds up neither commands nor SIGTERM. What was
@@ -34,7 +37,7 @@ func TestALogThatNobodyReadsHoldsNothingUp(t *testing.T) {
 	in, seen, dropped, commands := bufio.NewScanner(read), 0, 0, 0
 	for commands == 0 && in.Scan() {
 		switch {
-		case strings.Contains(in.Text(), "msg=refused"):
+		case strings.Contains(in.Text(), "msg=rejected"):
 			seen++
 		case strings.Contains(in.Text(), "msg=command"):
 			commands++
@@ -79,4 +82,44 @@ func startLogging(t testing.TB, cmd *exec.Cmd, read, write *os.File) *testServer
 	addr, _, _ := strings.Cut(rest, " ")
 	s.url = "http://" + addr
 	return s
+}
+
+// A client that has an answer or a rejection can name it to the operator.
+func TestAnAnswerAndTheLogHaveOneRequestID(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TOKEN=correct")
+	for _, test := range []struct{ command, token, logged string }{
+		{"hello", "correct", "msg=command request=%s "},
+		{"exits", "correct", "msg=command request=%s "},
+		{"hello", "wrong", "msg=rejected request=%s "},
+	} {
+		response, body, err := s.send(context.Background(), "POST", "/command", `{"command":"`+test.command+`"}`,
+			and(asJSON, "Authorization", "Bearer "+test.token)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got struct {
+			RequestID string `json:"request_id"`
+		}
+		json.Unmarshal([]byte(body), &got)
+		if diff := cmp.Diff(response.Header.Get("X-Request-Id"), got.RequestID); diff != "" || got.RequestID == "" {
+			t.Errorf("%s: request_id (-header +body):\n%s%s", test.command, diff, body)
+		}
+		s.logged(fmt.Sprintf(test.logged, got.RequestID))
+	}
+}
+
+// A message of the server's own is in the log, what the agent says is not.
+func TestTheLogHasTheServersOwnReasonsOnly(t *testing.T) {
+	t.Parallel()
+	s := startServer(t, "VM_TIMEOUT=1s")
+	s.ask("waits")
+	s.logged(`reason="the command took longer than VM_TIMEOUT`)
+	if got := s.ask(`prints {"type":"result","is_error":true,"result":"sesame"}`); got.Error == nil || !strings.Contains(got.Error.Message, "sesame") {
+		t.Errorf("%+v", got)
+	}
+	s.logged("code=agent_error")
+	if strings.Contains(s.stderr.String(), "sesame") {
+		t.Errorf("the log quotes the agent:\n%s", s.stderr)
+	}
 }

@@ -320,6 +320,13 @@ func TestCanaryTheCLISendsNoHeaderThatTheProxyDrops(t *testing.T) {
 	if diff := cmp.Diff(names(header["false"]), names(header["true"])); diff != "" {
 		t.Errorf("what the CLI sends (-without the proxy +with it):\n%s", diff)
 	}
+	for _, beta := range strings.Split(header["false"].Get("Anthropic-Beta"), ",") {
+		for _, prefix := range []string{"mcp-client-", "web-fetch-", "files-api-"} { // which the proxy rejects
+			if strings.HasPrefix(beta, prefix) {
+				t.Errorf("the CLI sends the beta %q", beta)
+			}
+		}
+	}
 	if len(header["false"]) < 10 {
 		t.Errorf("it sends %v, so this proves nothing", header["false"])
 	}
