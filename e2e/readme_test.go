@@ -138,7 +138,7 @@ func withoutChance(t *testing.T, data []byte) (fields map[string]any) {
 	if err := json.Unmarshal(data, &fields); err != nil {
 		t.Fatalf("%v: %s", err, data)
 	}
-	for _, name := range []string{"session_id", "duration_ms"} {
+	for _, name := range []string{"session_id", "request_id", "duration_ms"} {
 		if _, isThere := fields[name]; !isThere {
 			t.Errorf("%s has no %s", data, name)
 		}

@@ -287,11 +287,11 @@ func TestNoCredentialsAreToldFromRefusedOnes(t *testing.T) {
 	refuse := func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusUnauthorized)
 	}
-	tests := []struct{ name, key, token, want string }{
-		{"none", "", "", "no_credentials"},
-		{"a blank key", " \n", "", "no_credentials"},
-		{"a refused key", "wrong", "", "authentication_failed"},
-		{"a refused token", "", "wrong", "authentication_failed"},
+	tests := []struct{ name, key, token, want, remedy string }{
+		{"none", "", "", "no_credentials", "set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)"},
+		{"a blank key", " \n", "", "no_credentials", "set ANTHROPIC_API_KEY (or CLAUDE_CODE_OAUTH_TOKEN)"},
+		{"a refused key", "wrong", "", "authentication_failed", "check ANTHROPIC_API_KEY"},
+		{"a refused token", "", "wrong", "authentication_failed", "check CLAUDE_CODE_OAUTH_TOKEN"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
@@ -302,10 +302,8 @@ func TestNoCredentialsAreToldFromRefusedOnes(t *testing.T) {
 			if diff := cmp.Diff("failed "+test.want, inShort(got)); diff != "" {
 				t.Fatalf("answer (-want +got):\n%s", diff)
 			}
-			for _, name := range []string{"ANTHROPIC_API_KEY", "CLAUDE_CODE_OAUTH_TOKEN"} {
-				if !strings.Contains(got.Error.Message, name) {
-					t.Errorf("the message doesn't name %s: %s", name, got.Error.Message)
-				}
+			if !strings.Contains(got.Error.Message, test.remedy) {
+				t.Errorf("the message doesn't say %q: %s", test.remedy, got.Error.Message)
 			}
 		})
 	}
