@@ -66,7 +66,9 @@ if find_agent "$user"; then
 	[ -d "$home" ] || as_agent mkdir -m "$mode" "$home" || :
 	[ -d "$workspace" ] || as_agent mkdir -p "$workspace" || :
 	for dir in "$home" "$workspace"; do
-		if [ -d "$dir" ] && ! as_agent test -w "$dir" && is_fresh "$dir"; then chown -h "$uid:$gid" "$dir" 2>/dev/null || :; fi
+		if [ -d "$dir" ] && ! as_agent test -w "$dir" && is_fresh "$dir" && chown -h "$uid:$gid" "$dir" 2>/dev/null; then
+			say "$dir was empty and root's: it is $user's now"
+		fi
 		as_agent test -w "$dir" || advise "$dir"
 	done
 	if [ -d /home/.claude ] && [ ! -d "$home/.claude" ]; then

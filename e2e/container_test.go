@@ -492,15 +492,23 @@ func TestImageTheLineOfTheReadme(t *testing.T) {
 	}
 	mark := fmt.Sprintf("e2e-readme-%d", time.Now().UnixNano())
 	dir := t.TempDir()
-	makeEnv := exec.Command("sh", "-c", regexp.MustCompile(`(?m)^\(umask .*$`).FindString(read(t, "README.md")))
-	makeEnv.Dir = dir
-	if output, err := makeEnv.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, output)
+	var written []byte
+	for range 2 { // and what is there is not overwritten
+		makeEnv := exec.Command("sh", "-c", regexp.MustCompile(`(?m)^\[ -e \.env \] .*$`).FindString(read(t, "README.md")))
+		makeEnv.Dir = dir
+		if output, err := makeEnv.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, output)
+		}
+		before := written
+		var err error
+		written, err = os.ReadFile(dir + "/.env")
+		if err != nil || before != nil && !bytes.Equal(before, written) {
+			t.Fatalf("README.md's line overwrites .env: %q, then %q, %v", before, written, err)
+		}
 	}
-	written, err := os.ReadFile(dir + "/.env")
 	token := regexp.MustCompile(`^VM_TOKEN=([0-9a-f]{64})\nANTHROPIC_API_KEY=…\n$`).FindSubmatch(written)
 	if info, _ := os.Stat(dir + "/.env"); token == nil || info.Mode().Perm() != 0o600 {
-		t.Fatalf("README.md makes a .env %s: %q, %v", info.Mode(), written, err)
+		t.Fatalf("README.md makes a .env %s: %q, %q", info.Mode(), written, token)
 	}
 	var volumes []string
 	run := func(leaveOut string) *vm {
