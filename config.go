@@ -9,12 +9,11 @@ import (
 	"io/fs"
 	"log/slog"
 	"net"
+	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 	"unicode"
 
@@ -45,11 +44,13 @@ type config struct {
 	GitToken      string        `split_words:"true" desc:"token, or user:token, for git over https at VM_GIT_HOST, which the server uses on the agent's behalf"`
 	GitTokenFile  string        `split_words:"true" desc:"file to read that token from"`
 	GitHost       string        `split_words:"true" default:"github.com" desc:"host that VM_GIT_TOKEN is for"`
+	UpstreamProxy string        `split_words:"true" desc:"HTTP proxy, with a login, for the server's own requests to the model's API and the git host; the agent never gets it"`
 	Warm          bool          `default:"true" desc:"keeps the next CLI started and waiting, so that an answer does not pay for its start-up"`
 
 	agent       agentUser
 	credentials credentials
 	tls         *tls.Config // of the server's own connections
+	proxy       *url.URL    // VM_UPSTREAM_PROXY, nil for none
 	mcpServers  int         // how many processes MCPConfig starts
 }
 
@@ -99,7 +100,7 @@ func loadConfig(log *slog.Logger) (*config, error) {
 
 	checks := []func() error{
 		c.checkNumbers, c.checkGit, c.resolveClaude, c.resolveWorkspace, c.resolveMCP,
-		c.checkArgs, c.checkStart,
+		c.checkArgs, c.checkUpstreamProxy, c.checkStart,
 	}
 
 	for _, check := range checks {
@@ -288,36 +289,6 @@ func isLoopback(host string) bool {
 	return strings.EqualFold(host, "localhost") || ip != nil && ip.IsLoopback()
 }
 
-// resolveClaude makes the path absolute, since the agent starts in the workspace.
-func (c *config) resolveClaude() error {
-	path, err := exec.LookPath(c.Claude)
-	if err == nil {
-		c.Claude, err = filepath.Abs(path)
-	}
-	if err != nil {
-		return fmt.Errorf("cannot find Claude Code (VM_CLAUDE): %w; "+
-			"install it: npm install -g @anthropic-ai/claude-code", err)
-	}
-
-	return nil
-}
-
-func (c *config) resolveWorkspace() (err error) {
-	c.Workspace, err = filepath.Abs(c.Workspace)
-	if err == nil {
-		var info fs.FileInfo
-		info, err = os.Stat(c.Workspace)
-		if err == nil && !info.IsDir() {
-			err = fmt.Errorf("%s is not a folder", c.Workspace)
-		}
-	}
-
-	if err != nil {
-		return fmt.Errorf("cannot use VM_WORKSPACE: %w; create it or name another folder", err)
-	}
-	return nil
-}
-
 // resolveMCP rejects a file that the CLI rejects (measured). A server in it that does not
 // work is no reason: each answer has its status.
 func (c *config) resolveMCP() (err error) {
@@ -376,6 +347,21 @@ func readMCPConfig(path string) (servers int, err error) {
 	return servers, nil
 }
 
+// checkUpstreamProxy quotes nothing, because the URL may contain a login.
+func (c *config) checkUpstreamProxy() (err error) {
+	if c.UpstreamProxy == "" {
+		return nil
+	}
+	c.proxy, err = url.Parse(c.UpstreamProxy)
+	isProxy := err == nil && c.proxy.Hostname() != "" &&
+		(c.proxy.Scheme == "http" || c.proxy.Scheme == "https")
+	if !isProxy {
+		return errors.New("cannot use VM_UPSTREAM_PROXY: " +
+			"give a URL such as http://user:password@gateway:3128")
+	}
+	return nil
+}
+
 // checkArgs rejects a shell's quotes: there is no shell, so they would be part of an
 // argument.
 func (c *config) checkArgs() error {
@@ -390,34 +376,4 @@ func (c *config) checkArgs() error {
 	}
 
 	return nil
-}
-
-// checkStart wants Claude Code to start in the workspace as the agent's user. It does not
-// wait for what that prints.
-func (c *config) checkStart() error {
-	start := func(dir string) error {
-		cmd := exec.Command(c.Claude, "--version")
-		cmd.Dir = dir
-		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.agent.home}
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: c.agent.credential}
-		err := cmd.Start()
-		if err == nil {
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
-
-		return err
-	}
-
-	err := start(c.Workspace)
-	switch {
-	case err == nil:
-		return nil
-	case start("/") == nil:
-		return fmt.Errorf("cannot use VM_WORKSPACE: %w; "+
-			"let the agent's user (VM_USER) enter it, with chown or chmod", errors.Unwrap(err))
-	default:
-		return fmt.Errorf("cannot start Claude Code (VM_CLAUDE): %w; "+
-			"name its program, and let the agent's user (VM_USER) execute it", err)
-	}
 }

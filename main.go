@@ -16,7 +16,7 @@
 // A mistake in any other file costs convenience, or what that file itself is for:
 //
 //	config.go       variables and their checks
-//	user.go         the agent's user (VM_USER)
+//	user.go         the agent's user, program and folder (VM_USER, VM_CLAUDE)
 //	credentials.go  the agent's environment, and which credentials it lacks (VM_KEY_PROXY)
 //	proxy.go        the credential proxy, with proxy_git.go (VM_GIT_TOKEN)
 //	files.go        files both ways (VM_MAX_FILE)

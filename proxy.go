@@ -184,6 +184,9 @@ func newCredentialProxy(cfg *config, log *slog.Logger) *credentialProxy {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DialContext = (&net.Dialer{Timeout: dialTimeout}).DialContext
 	transport.TLSClientConfig = cfg.tls
+	if cfg.proxy != nil { // and not that of the environment, which the agent knows
+		transport.Proxy = http.ProxyURL(cfg.proxy)
+	}
 	for _, to := range []*upstream{p.api, p.git} {
 		to.proxy.Transport = transport
 		to.proxy.FlushInterval = -1 // events and progress as they come

@@ -2,11 +2,15 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"math"
 	"os"
+	"os/exec"
 	"os/user"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -135,4 +139,64 @@ func parseCredential(uid, gid string, groups []string) (*syscall.Credential, err
 	}
 
 	return &syscall.Credential{Uid: ids[0], Gid: ids[1], Groups: ids[2:]}, nil
+}
+
+// resolveClaude makes the path absolute, since the agent starts in the workspace.
+func (c *config) resolveClaude() error {
+	path, err := exec.LookPath(c.Claude)
+	if err == nil {
+		c.Claude, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return fmt.Errorf("cannot find Claude Code (VM_CLAUDE): %w; "+
+			"install it: npm install -g @anthropic-ai/claude-code", err)
+	}
+
+	return nil
+}
+
+func (c *config) resolveWorkspace() (err error) {
+	c.Workspace, err = filepath.Abs(c.Workspace)
+	if err == nil {
+		var info fs.FileInfo
+		info, err = os.Stat(c.Workspace)
+		if err == nil && !info.IsDir() {
+			err = fmt.Errorf("%s is not a folder", c.Workspace)
+		}
+	}
+
+	if err != nil {
+		return fmt.Errorf("cannot use VM_WORKSPACE: %w; create it or name another folder", err)
+	}
+	return nil
+}
+
+// checkStart wants Claude Code to start in the workspace as the agent's user. It does not
+// wait for what that prints.
+func (c *config) checkStart() error {
+	start := func(dir string) error {
+		cmd := exec.Command(c.Claude, "--version")
+		cmd.Dir = dir
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + c.agent.home}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: c.agent.credential}
+		err := cmd.Start()
+		if err == nil {
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+
+		return err
+	}
+
+	err := start(c.Workspace)
+	switch {
+	case err == nil:
+		return nil
+	case start("/") == nil:
+		return fmt.Errorf("cannot use VM_WORKSPACE: %w; "+
+			"let the agent's user (VM_USER) enter it, with chown or chmod", errors.Unwrap(err))
+	default:
+		return fmt.Errorf("cannot start Claude Code (VM_CLAUDE): %w; "+
+			"name its program, and let the agent's user (VM_USER) execute it", err)
+	}
 }

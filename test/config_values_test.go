@@ -168,6 +168,7 @@ func TestNoErrorOfAStartQuotesASecret(t *testing.T) {
 			"VM_MCP_CONFIG: no such file"},
 		{"an API's URL with a login", "ANTHROPIC_BASE_URL=https://me:sesame@", "ANTHROPIC_BASE_URL"},
 		{"a token with a control character", "VM_TOKEN=sesame\x01", "VM_TOKEN"},
+		{"a proxy of another scheme", "VM_UPSTREAM_PROXY=socks5://me:sesame@gateway", "VM_UPSTREAM_PROXY"},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

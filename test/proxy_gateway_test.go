@@ -384,3 +384,37 @@ func TestTheServerConnectsWithTheCertificatesOfClaudeCode(t *testing.T) {
 		t.Errorf("it says %q", got)
 	}
 }
+
+// The server's own way out has a login that the agent does not have. The control has none.
+func TestTheServersOwnProxyIsNotTheAgents(t *testing.T) {
+	t.Parallel()
+	seen := make(chan []string, 10)
+	gateway := newAPI(t, func(w http.ResponseWriter, r *http.Request) {
+		seen <- []string{r.Method + " " + r.RequestURI, r.Header.Get("Proxy-Authorization"), r.Header.Get("X-Api-Key")}
+	})
+	proxy := strings.Replace(gateway.URL, "://", "://server:sesame@", 1)
+	for variable, login := range map[string]string{
+		"VM_UPSTREAM_PROXY=" + proxy:                   "Basic c2VydmVyOnNlc2FtZQ==",
+		"HTTP_PROXY=" + strings.TrimSuffix(proxy, "/"): "Basic c2VydmVyOnNlc2FtZQ==",
+	} {
+		s := startServer(t, "ANTHROPIC_API_KEY="+realKey, "ANTHROPIC_BASE_URL=http://api.example", variable)
+		env := strings.Join(s.describe("").Env, "\n")
+		isHidden := strings.HasPrefix(variable, "VM_")
+		if got := strings.Contains(env, "sesame"); got == isHidden {
+			t.Errorf("%s: the agent has the login: %v", variable, got)
+		}
+		if got := s.ask("asks-the-api"); got.Result != "200 OK" {
+			t.Errorf("%s: the agent gets %+v %+v", variable, got, got.Error)
+		}
+		want := []string{"GET http://api.example/v1/models", login, realKey}
+		if diff := cmp.Diff(want, <-seen); diff != "" {
+			t.Errorf("%s: what the proxy sees (-want +got):\n%s", variable, diff)
+		}
+		if strings.Contains(s.stderr.String(), "sesame") {
+			t.Errorf("%s: the log has the login:\n%s", variable, s.stderr)
+		}
+	}
+	if got := refusedStart(t, "VM_UPSTREAM_PROXY=gateway:3128"); !strings.Contains(got, "give a URL such as http://user:password@gateway:3128") {
+		t.Errorf("it says %q", got)
+	}
+}
