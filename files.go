@@ -52,6 +52,14 @@ type fileStore struct {
 	agent     *syscall.Credential
 }
 
+func newFileStore(cfg *config) *fileStore {
+	return &fileStore{
+		workspace: cfg.Workspace,
+		limit:     cfg.MaxFile,
+		agent:     cfg.agent.credential,
+	}
+}
+
 // asAgent calls do with the workspace, on a thread that has the agent's rights.
 func (s *fileStore) asAgent(do func(workspace *os.Root) error) error {
 	return withRightsOf(s.agent, func() error {

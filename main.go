@@ -135,11 +135,7 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 	}
 
 	operations := newOperations(ctx, s.queue)
-	files := &fileStore{
-		workspace: cfg.Workspace,
-		limit:     cfg.MaxFile,
-		agent:     cfg.agent.credential,
-	}
+	files := newFileStore(cfg)
 	runner := &runner{
 		cfg:        cfg,
 		log:        log,
@@ -164,7 +160,6 @@ func newServer(cfg *config, log, rejectLog *slog.Logger) *server {
 		health:     health,
 		files:      files,
 	}
-
 	return s
 }
 

@@ -40,6 +40,7 @@ const (
 	// repository is the path of one: nothing in it is encoded, and no part is a step up.
 	repository = `(/\.{0,2}[A-Za-z0-9_~+@-][A-Za-z0-9._~+@-]*)+`
 
+	advertisement   = `/info/refs\?service=git-(upload|receive)-pack`
 	uploadPackType  = "application/x-git-upload-pack-request"  // of clone and fetch
 	receivePackType = "application/x-git-receive-pack-request" // of push
 )
@@ -54,7 +55,7 @@ var allowRules = []allowRule{
 	// With CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY.
 	{apiUpstream, "GET", anchored(`/v1/models` + optionalQuery), ""},
 
-	{gitUpstream, "GET", anchored(repository + `/info/refs\?service=git-(upload|receive)-pack`), ""},
+	{gitUpstream, "GET", anchored(repository + advertisement), ""},
 	{gitUpstream, "POST", anchored(repository + `/git-upload-pack`), uploadPackType},
 	{gitUpstream, "POST", anchored(repository + `/git-receive-pack`), receivePackType},
 }
@@ -225,8 +226,9 @@ func (p *credentialProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		to.writeError(w, http.StatusForbidden,
 			"serves only the agent whose command runs, with its own placeholder")
 	case to == p.git && isLFSRequest(r): // git-lfs prints the message
-		writeJSON(w, http.StatusNotFound, map[string]any{"message": "vm-server forwards no Git LFS: " +
-			"say in your answer that this repository's large files are missing"})
+		message := "vm-server forwards no Git LFS: " +
+			"say in your answer that this repository's large files are missing"
+		writeJSON(w, http.StatusNotFound, map[string]any{"message": message})
 	case !isAllowed(to.name, r):
 		to.writeError(w, http.StatusNotFound,
 			"forwards only what Claude Code and git need of "+to.name)

@@ -52,8 +52,9 @@ func asText(cfg *config, prompt string) string {
 		return prompt
 	}
 
+	paths := []string{"/commands/" + name + ".md", "/skills/" + name + "/SKILL.md"}
 	for _, dir := range []string{cfg.Workspace + "/.claude", cfg.agent.configDir} {
-		for _, path := range []string{"/commands/" + name + ".md", "/skills/" + name + "/SKILL.md"} {
+		for _, path := range paths {
 			_, err := os.Stat(dir + path)
 			if err == nil {
 				return prompt

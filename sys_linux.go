@@ -92,7 +92,8 @@ func setThreadRights(user *syscall.Credential) error {
 		syscall.RawSyscall(right.call, uintptr(right.id), 0, 0)
 		now, _, _ := syscall.RawSyscall(right.call, ^uintptr(0), 0, 0)
 		if uint32(now) != right.id {
-			return errors.New("cannot take the agent's rights: CAP_SETUID and CAP_SETGID are needed")
+			return errors.New("cannot take the agent's rights: " +
+				"CAP_SETUID and CAP_SETGID are needed")
 		}
 	}
 	return nil
