@@ -62,7 +62,7 @@ WORKDIR /workspace
 VOLUME ["/workspace", "/home"]
 EXPOSE 3001
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=30s --timeout=5s --start-period=5s CMD ["healthcheck.sh"]
+HEALTHCHECK --interval=5s --timeout=5s --start-period=5s CMD ["healthcheck.sh"]
 ENTRYPOINT ["entrypoint.sh"]
 CMD ["vm-server"]
 LABEL org.opencontainers.image.title="cockpit-vm" \

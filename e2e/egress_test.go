@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -387,4 +388,26 @@ func TestImageTheGatewayEndsWithEitherProgram(t *testing.T) {
 			run(t, "start", gateway)
 		})
 	}
+}
+
+// The gateway's health check wants both programs, since compose's --wait believes it. It
+// runs here beside others that listen in their place.
+func TestImageTheGatewayIsHealthyWithBothProgramsOnly(t *testing.T) {
+	needImage(t)
+	name := fmt.Sprintf("e2e-health-%d", time.Now().UnixNano())
+	run(t, "run", "--detach", "--name="+name, "--network=none", "--entrypoint=sleep", "cockpit-vm-gateway", "300")
+	t.Cleanup(func() { exec.Command(engine, "rm", "--force", name).Run() })
+	isHealthy := func() bool { return exec.Command(engine, "exec", name, "healthcheck.sh").Run() == nil }
+	if isHealthy() {
+		t.Error("it is healthy with neither")
+	}
+	run(t, "exec", "--detach", name, "socat", "TCP-LISTEN:3001,fork", "SYSTEM:true")
+	eventually(t, "socat listens", func() bool {
+		return exec.Command(engine, "exec", name, "grep", "-q", ":0BB9 00000000:0000 0A", "/proc/net/tcp").Run() == nil
+	}, func() string { return "" })
+	if isHealthy() {
+		t.Error("it is healthy with one of them")
+	}
+	run(t, "exec", "--detach", name, "socat", "TCP-LISTEN:3128,fork", "SYSTEM:true")
+	eventually(t, "it is healthy with both", isHealthy, func() string { return "" })
 }
