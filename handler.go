@@ -33,10 +33,12 @@ type handler struct {
 }
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.auth.isAuthorized(r) {
-		keepConnection(r)
-	} else {
+	isAuthorized := h.auth.isAuthorized(r)
+	switch {
+	case !isAuthorized:
 		w.Header().Set("Connection", "close")
+	case h.auth.token != "": // or the agent could hold any number of them
+		keepConnection(r)
 	}
 
 	var err error
@@ -78,6 +80,7 @@ func (h *handler) postCommand(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	keepConnection(r)
 	w.Header().Set("X-Request-Id", o.id)
 	isReplay := o.isDone()
 	if isReplay {

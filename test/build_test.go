@@ -62,6 +62,9 @@ var variants = map[string][]edit{
 			"\t\t\t\tn := min(len(part), 1<<16)\n" +
 			"\t\t\t\t_, s.err = s.w.Write(part[:n])\n\t\t\t\tpart = part[n:]\n\t\t\t}\n"}},
 
+	// A connection is kept for whoever may send a request, also where there is no token.
+	"keeps all": {{"handler.go", "case h.auth.token != \"\":", "default:"}},
+
 	// A response that is broken off looks complete.
 	"no abort": {{"handler.go", "panic(http.ErrAbortHandler)", "return nil"}},
 

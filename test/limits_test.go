@@ -168,6 +168,27 @@ func TestConnectionsThatAreKeptInUseStarveNobody(t *testing.T) {
 	}
 }
 
+// Without a token the agent may send files, as slowly as it likes. The control keeps each
+// such connection.
+func TestFilesThatAreSentSlowlyStarveNobody(t *testing.T) {
+	t.Parallel()
+	for _, variant := range []string{"", "keeps all"} {
+		s := startServer(t, "TEST_VARIANT="+variant)
+		s.goesOn()
+		const limit = 30
+		defer s.limit("nofile", 3*limit)()
+		for range limit {
+			fmt.Fprint(s.dial(t), "PUT /files/inbox/x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000\r\n\r\nhalf")
+		}
+		eventually(t, "they are held", func() bool { return len(s.connections()) >= limit-1 })
+		_, body, err := s.post(context.Background(), "hello")
+		isAnswered := err == nil && strings.Contains(body, `"success"`)
+		if isAnswered != (variant == "") {
+			t.Errorf("%q: a command beside them is answered: %v, %v", variant, isAnswered, err)
+		}
+	}
+}
+
 // Each request to the key proxy takes a second connection, to the API. What holds them is
 // what has to be swept.
 func TestTheAgentsRequestsTakeNoDescriptorThatASweepNeeds(t *testing.T) {
