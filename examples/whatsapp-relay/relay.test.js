@@ -207,6 +207,7 @@ test("what Twilio has not signed is refused", async () => {
   const headers = { "X-Twilio-Signature": "nonsense" };
   const wrong = await fetch(r.url, { method: "POST", headers, body: new URLSearchParams(form) });
   assert.deepEqual([unsigned.status, wrong.status], [403, 403]);
+  assert.match(r.log, /without Twilio's signature for https:\/\/relay\.example\/whatsapp:/);
   assert.equal((await post(r.url, form)).status, 200); // the control
   await r.reads("hello!");
 });

@@ -69,7 +69,10 @@ const isTwilio = (request, response, next) => {
   if (!request.body) return void response.sendStatus(400); // no form
   const signature = request.get("X-Twilio-Signature") ?? "";
   const url = publicURL + request.originalUrl;
-  if (!twilio.validateRequest(account.token, signature, url, request.body)) return void response.sendStatus(403);
+  if (!twilio.validateRequest(account.token, signature, url, request.body)) {
+    console.error(`relay: rejected a request without Twilio's signature for ${url}: is that the address that Twilio calls?`);
+    return void response.sendStatus(403);
+  }
   next();
 };
 

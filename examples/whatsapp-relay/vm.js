@@ -57,7 +57,7 @@ export async function refused(response) {
     return { why: "I'm busy right now. I'll keep trying.", seconds };
   }
   if (response.status === 401) {
-    console.error("relay: a VM refuses its token: see people.json");
+    console.error(`relay: ${new URL(response.url).origin} rejects its token: see people.json`);
     return { why: "The machine rejects my token; its owner has to look. I'll keep trying." };
   }
   const isTheVMs = response.status < 500 && error?.code && error.message; // and no proxy's on the way
