@@ -60,6 +60,7 @@ const maxBody = 8 << 20
 
 const (
 	minBody  = len(`{"command":"x"}`)
+	maxFile  = 1 << 40
 	maxToken = 8 << 10 // bytes, which leaves room for a request's other headers
 )
 
@@ -249,8 +250,8 @@ func (c *config) checkNumbers() error {
 	if c.MaxBody < int64(minBody) || c.MaxBody > maxBody {
 		return fmt.Errorf("cannot use VM_MAX_BODY=%d: give %d to %d", c.MaxBody, minBody, maxBody)
 	}
-	if c.MaxFile < 1 {
-		return fmt.Errorf("cannot use VM_MAX_FILE=%d: give 1 or more", c.MaxFile)
+	if c.MaxFile < 1 || c.MaxFile > maxFile {
+		return fmt.Errorf("cannot use VM_MAX_FILE=%d: give 1 to %d", c.MaxFile, maxFile)
 	}
 	return nil
 }

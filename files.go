@@ -72,6 +72,8 @@ func (s *fileStore) asAgent(do func(workspace *os.Root) error) error {
 	})
 }
 
+var errTooLarge = errors.New("the file is too large")
+
 // put writes a file to inbox, by a temporary name until it is complete. If that fails,
 // nothing is left of it. It reports whether there was no such file before.
 func (s *fileStore) put(name string, content io.Reader) (isNew bool, size int64, err error) {
@@ -91,6 +93,9 @@ func (s *fileStore) put(name string, content io.Reader) (isNew bool, size int64,
 	}
 
 	size, err = io.Copy(file, content)
+	if size > s.limit {
+		err = errTooLarge
+	}
 	err = errors.Join(err, file.Close())
 	return isNew, size, s.asAgent(func(workspace *os.Root) error {
 		if err == nil {
@@ -195,16 +200,22 @@ func (h *handler) putFile(w http.ResponseWriter, r *http.Request, escaped string
 	if err != nil {
 		return err
 	}
-	if r.ContentLength > h.files.limit {
-		return errorf(codeBodyTooLarge, "a file may have %d bytes (VM_MAX_FILE)", h.files.limit)
-	}
 
-	http.NewResponseController(w).SetReadDeadline(transferDeadline(h.files.limit))
-	isNew, size, err := h.files.put(name, http.MaxBytesReader(w, r.Body, h.files.limit))
-	var tooLarge *http.MaxBytesError
+	// What is left of a file that is rejected is read, since a client that is still sending
+	// would see a reset connection instead of the answer.
+	limit := h.files.limit
+	http.NewResponseController(w).SetReadDeadline(transferDeadline(limit))
+	defer io.CopyN(io.Discard, r.Body, limit)
+
+	tooLarge := errorf(codeBodyTooLarge, "a file may have %d bytes (VM_MAX_FILE)", limit)
+	if r.ContentLength > limit {
+		return tooLarge
+	}
+	content := &io.LimitedReader{R: r.Body, N: limit + 1}
+	isNew, size, err := h.files.put(name, content)
 	switch {
-	case errors.As(err, &tooLarge):
-		return errorf(codeBodyTooLarge, "a file may have %d bytes (VM_MAX_FILE)", h.files.limit)
+	case errors.Is(err, errTooLarge):
+		return tooLarge
 	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
 		return errorf(codeNoSpace, "cannot keep the file: the disk is full; remove something")
 	case err != nil:

@@ -77,6 +77,7 @@ func TestAValueThatCannotWorkIsRefused(t *testing.T) {
 		{"a fraction", "VM_MAX_BODY=0.5", "give a number such as 8"},
 		{"a body of nothing", "VM_MAX_BODY=0", "give 15 to 8388608"},
 		{"a body that holds no command", "VM_MAX_BODY=14", "give 15 to 8388608"},
+		{"files of nothing", "VM_MAX_FILE=0", "give 1 to 1099511627776"},
 		{"no port", "VM_ADDR=127.0.0.1:", anAddress},
 		{"a token that no header holds", "VM_TOKEN=" + strings.Repeat("secret", 2000), "8192 at most"},
 		{"a token file with a byte order mark", "VM_TOKEN_FILE=" + write(t, "token", "\ufeffsecret\n"), "in plain text"},
