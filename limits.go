@@ -49,7 +49,7 @@ type connLimiter struct {
 
 // openConn is what is known of a connection.
 type openConn struct {
-	isAccepted bool      // its request may be sent by who sent it
+	isAccepted bool      // it serves a request that was accepted
 	since      time.Time // when it was opened, or its last request ended
 }
 
@@ -113,8 +113,8 @@ func (c *connLimiter) connContext(ctx context.Context, connection net.Conn) cont
 	return context.WithValue(ctx, acceptKey{}, accept)
 }
 
-// keepConnection lets no other connection take the place of this request's while it is
-// served. Call it for a request whose sender may send it.
+// keepConnection protects a request's connection until its answer is sent: it makes no room
+// for another one. Call it once the request is accepted.
 func keepConnection(r *http.Request) {
 	accept, isTracked := r.Context().Value(acceptKey{}).(func())
 	if isTracked {

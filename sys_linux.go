@@ -50,7 +50,7 @@ func withRightsOf(user *syscall.Credential, do func() error) error {
 		return do()
 	}
 
-	runtime.LockOSThread() // for good, unless the end is reached
+	runtime.LockOSThread() // until it has the server's own rights again
 	own := syscall.Credential{Uid: uint32(os.Geteuid()), Gid: uint32(os.Getegid())}
 	groups, err := syscall.Getgroups()
 	if err != nil {
