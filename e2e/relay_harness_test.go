@@ -105,6 +105,12 @@ func (r *relay) say(from, text string, photos ...[]byte) {
 		data := base64.StdEncoding.EncodeToString(photo)
 		media = append(media, map[string]string{"type": "image/png", "data": data})
 	}
+	r.deliver(from, text, media)
+}
+
+// deliver is say with media of any kind: their type, their data in base64 and their name.
+func (r *relay) deliver(from, text string, media []map[string]string) {
+	r.t.Helper()
 	message := map[string]any{"relay": r.webhook, "from": from, "text": text, "media": media}
 	data, _ := json.Marshal(message)
 	response, err := http.Post(r.twilio+"/say", "application/json", bytes.NewReader(data))

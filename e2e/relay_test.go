@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/base64"
 	pictures "image"
 	"net/http"
 	"net/http/httptest"
@@ -52,6 +53,24 @@ func TestTheRelayTakesAPhotoInAndAScreenshotOut(t *testing.T) {
 	page, _, err := pictures.DecodeConfig(bytes.NewReader(data))
 	if err != nil || !strings.HasPrefix(kind, "image/") || page.Height <= page.Width {
 		t.Errorf("%s of %d bytes, %+v: %v", kind, len(data), page, err)
+	}
+}
+
+// A document goes into the agent's inbox, and what the agent puts into outbox comes back.
+func TestTheRelayTakesAFileInAndAnotherOut(t *testing.T) {
+	v := startRelayed(t)
+	r := startRelay(t, map[string]string{ann: v.url})
+	document := bytes.Repeat([]byte("%PDF \x00\xff"), 10_000)
+	r.deliver(ann, "bash: mkdir -p outbox && cat 'inbox/my report.pdf' 'inbox/my report.pdf' >outbox/twice.pdf\nsay: it is twice as long",
+		[]map[string]string{{"type": "application/pdf", "name": "my report.pdf", "data": base64.StdEncoding.EncodeToString(document)}})
+	r.reads(ann, "it is twice as long")
+	kind, data := r.fetch(r.reads(ann, "📎 twice.pdf").Media)
+	if kind != "application/pdf" || !bytes.Equal(data, append(document, document...)) {
+		t.Errorf("%s of %d bytes", kind, len(data))
+	}
+	calls := v.model.Calls()
+	if prompt := calls[len(calls)-1].Prompt; !strings.Contains(prompt, `"inbox/my report.pdf" in your workspace: application/pdf`) {
+		t.Errorf("the agent is told %q", prompt)
 	}
 }
 
