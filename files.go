@@ -204,7 +204,11 @@ func (h *handler) putFile(w http.ResponseWriter, r *http.Request, escaped string
 	// What is left of a file that is rejected is read, since a client that is still sending
 	// would see a reset connection instead of the answer.
 	limit := h.files.limit
-	http.NewResponseController(w).SetReadDeadline(transferDeadline(limit))
+	size := limit
+	if r.ContentLength >= 0 {
+		size = min(size, r.ContentLength)
+	}
+	http.NewResponseController(w).SetReadDeadline(transferDeadline(size))
 	defer io.CopyN(io.Discard, r.Body, limit)
 
 	tooLarge := errorf(codeBodyTooLarge, "a file may have %d bytes (VM_MAX_FILE)", limit)
