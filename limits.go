@@ -36,8 +36,9 @@ func newHTTPServer(handler http.Handler, log *slog.Logger, share uint64) *http.S
 }
 
 // connLimiter bounds the number of open connections. Where there is one too many, the one
-// that has served no accepted request for longest makes room: nobody can keep others out by
-// holding connections. It is safe for concurrent use.
+// that has been idle for longest makes room or, if none is between two requests, the oldest
+// one whose request is not accepted: nobody can keep others out by holding connections. It is
+// safe for concurrent use.
 type connLimiter struct {
 	share uint64 // one in so many descriptors may be a connection
 	log   *slog.Logger
@@ -49,6 +50,7 @@ type connLimiter struct {
 
 // openConn is what is known of a connection.
 type openConn struct {
+	isIdle     bool      // it is between two requests
 	isAccepted bool      // it serves a request that was accepted
 	since      time.Time // when it was opened, or its last request ended
 }
@@ -64,23 +66,27 @@ func (c *connLimiter) track(connection net.Conn, state http.ConnState) {
 		if uint64(len(c.open)) > maxOpenFiles()/c.share {
 			c.closeIdle()
 		}
-	case http.StateIdle:
+	case http.StateActive:
 		entry := c.open[connection]
 		if entry != nil { // or it made room
-			*entry = openConn{since: time.Now()}
+			entry.isIdle = false
+		}
+	case http.StateIdle:
+		entry := c.open[connection]
+		if entry != nil {
+			*entry = openConn{isIdle: true, since: time.Now()}
 		}
 	case http.StateClosed, http.StateHijacked: // a hijacked one never becomes closed
 		delete(c.open, connection)
 	}
 }
 
-// closeIdle closes the connection that has been idle for longest: the newest one, if all
-// others serve accepted requests. mu is held.
+// closeIdle closes the connection that has been idle for longest. The newest one, which has
+// no request yet, may be all there is. mu is held.
 func (c *connLimiter) closeIdle() {
 	var idlest net.Conn
 	for connection, entry := range c.open {
-		isIdler := idlest == nil || entry.since.Before(c.open[idlest].since)
-		if !entry.isAccepted && isIdler {
+		if !entry.isAccepted && (idlest == nil || entry.goesBefore(c.open[idlest])) {
 			idlest = connection
 		}
 	}
@@ -93,6 +99,14 @@ func (c *connLimiter) closeIdle() {
 		c.log.Warn("too many connections are open: closed the one that was idle for longest",
 			"limit", len(c.open))
 	}
+}
+
+// goesBefore reports whether a connection makes room before another one.
+func (o *openConn) goesBefore(other *openConn) bool {
+	if o.isIdle != other.isIdle {
+		return o.isIdle
+	}
+	return o.since.Before(other.since)
 }
 
 // acceptKey is the key of a connection's accept function in the context of its requests.

@@ -244,6 +244,33 @@ func TestAHijackedConnectionCountsNoMore(t *testing.T) {
 	}
 }
 
+func TestTheConnectionThatIsIdleForLongestMakesRoom(t *testing.T) {
+	t.Parallel()
+	now := time.Now()
+	for _, test := range []struct {
+		name string
+		open []openConn // the first one goes
+	}{
+		{"of idle ones the oldest", []openConn{{isIdle: true, since: now}, {isIdle: true, since: now.Add(1)}}},
+		{"an idle one before one that has a request", []openConn{{isIdle: true, since: now.Add(1)}, {since: now}}},
+		{"of those that have a request the oldest", []openConn{{since: now}, {since: now.Add(1)}}},
+		{"none whose request is accepted", []openConn{{since: now.Add(1)}, {isAccepted: true, since: now}}},
+	} {
+		var connections []net.Conn
+		c := &connLimiter{log: slog.New(slog.DiscardHandler), open: map[net.Conn]*openConn{}}
+		for i := range test.open {
+			connection, other := net.Pipe()
+			defer other.Close()
+			connections = append(connections, connection)
+			c.open[connection] = &test.open[i]
+		}
+		c.closeIdle()
+		if c.open[connections[0]] != nil || len(c.open) != len(test.open)-1 {
+			t.Errorf("%s: another one goes", test.name)
+		}
+	}
+}
+
 // It isn't parallel, as the limit is everybody's: 40 connections are a sixth of it.
 func TestIdleConnectionsKeepNoRequestFromTheProxy(t *testing.T) {
 	limitDescriptors(t, 240)
