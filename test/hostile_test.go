@@ -187,9 +187,10 @@ func hostileClaude() {
 		spawn(marker, true, "sleep")
 		result("answered")
 		time.Sleep(time.Hour)
-	case "writes-invalid-utf8": // so many lines of nearly 16 MiB, and a result
-		count, _ := strconv.Atoi(marker)
-		text := strings.Repeat("\xffx", 8<<20-1000)
+	case "writes-invalid-utf8": // so many lines and a result, each of so many bytes
+		var count, size int
+		fmt.Sscan(marker, &count, &size)
+		text := strings.Repeat("\xffx", size/2)
 		for range count {
 			say(text)
 		}
