@@ -117,6 +117,7 @@ func TestTheAgentsGitWorksAsIfItWereLoggedIn(t *testing.T) {
 }
 
 func TestTheAgentsGitPushesAHundredMegabytes(t *testing.T) {
+	t.Parallel()
 	g := newGitHost(t)
 	file := g.dir + "/token"
 	if err := os.WriteFile(file, []byte(gitToken+"\n"), 0o400); err != nil {

@@ -9,6 +9,7 @@ import (
 
 // A limit is told by what the CLI prints and the API answers. Retrying is the CLI's.
 func TestALimitIsToldWithItsEnd(t *testing.T) {
+	t.Parallel()
 	key := []string{"CLAUDE_CODE_MAX_RETRIES=1"} // or it would try for three minutes
 	plan := append(slices.Clone(key), "ANTHROPIC_API_KEY=", "CLAUDE_CODE_OAUTH_TOKEN=dummy-token")
 	reset := time.Now().Add(time.Hour).Truncate(time.Second)
