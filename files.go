@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-
-	"crypto/rand"
 )
 
 // The folders of the workspace through which files come and go.
@@ -97,7 +96,7 @@ func (s *fileStore) put(name string, content io.Reader) (isNew bool, size int64,
 		err = errTooLarge
 	}
 	err = errors.Join(err, file.Close())
-	return isNew, size, s.asAgent(func(workspace *os.Root) error {
+	err = s.asAgent(func(workspace *os.Root) error {
 		if err == nil {
 			_, missing := workspace.Lstat(path)
 			isNew = missing != nil
@@ -108,6 +107,7 @@ func (s *fileStore) put(name string, content io.Reader) (isNew bool, size int64,
 		}
 		return err
 	})
+	return isNew, size, err
 }
 
 // open opens a regular file of outbox. It does not wait for the other side of a pipe.
